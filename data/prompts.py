@@ -1,0 +1,128 @@
+"""From a question to the tokens that a checkpoint expects, and from tokens back to text.
+
+Everything particular to a checkpoint comes from its folder: tokenizer.json, the special tokens and the chat template of
+tokenizer_config.json or chat_template.jinja, the ways to end of generation_config.json. A chat template is a program of
+the checkpoint's author; jinja2 renders it in a sandbox that reaches nothing outside the template.
+"""
+
+import json
+import shutil
+from datetime import datetime
+from pathlib import Path
+
+import tokenizers
+from jinja2 import TemplateError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+ASK = 'Solve it step by step and finish with "#### " and the answer alone.'
+PLAIN = "Question: {question}\n" + ASK + "\nAnswer:\n"  # where there is no chat template
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer with its prompt format.
+
+    folder: of the checkpoint.  template: the user's own prompt with {question} in it, in place of the chat template;
+        taken as it is, so it has to ask for the marker.
+    eos_ids: all tokens that end a completion; eos_id: the one that supervised completions end with.
+    Raises FileNotFoundError or ValueError that names the file.
+    """
+
+    def __init__(self, folder: str | Path, template: str | None = None):
+        self.folder = Path(folder)
+        path = self.folder / "tokenizer.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; a checkpoint needs its tokenizer in this format")
+        try:
+            self.tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises nothing more particular
+            raise ValueError(f"{path}: not a tokenizer ({error})") from None
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        if template is not None and "{question}" not in template:
+            raise ValueError(f"the prompt template {template!r} has no {{question}}")
+        self.template = template
+
+        settings = self._read("special_tokens_map.json") | self._read("tokenizer_config.json")
+        self.special_tokens = {
+            key: value["content"] if isinstance(value, dict) else value
+            for key, value in settings.items()
+            if key in ("bos_token", "eos_token", "unk_token", "pad_token") and value
+        }
+        self.chat_template = self._chat_template(settings)
+        self.eos_ids = self._ways_to_end()
+        self.eos_id = self.eos_ids[0]
+
+    def _read(self, name: str) -> dict:
+        path = self.folder / name
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except ValueError as error:
+            raise ValueError(f"{path}: no JSON ({error})") from None
+
+    def _chat_template(self, settings: dict):
+        source = settings.get("chat_template")
+        if (self.folder / "chat_template.jinja").is_file():
+            source = (self.folder / "chat_template.jinja").read_text(encoding="utf-8")
+        if isinstance(source, list):  # several, by name
+            source = {entry["name"]: entry["template"] for entry in source}.get("default")
+        if not source:
+            return None
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+        environment.globals["raise_exception"] = _refuse
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        try:
+            return environment.from_string(source)
+        except TemplateError as error:
+            raise ValueError(f"{self.folder}: the chat template is broken ({error})") from None
+
+    def _ways_to_end(self) -> list[int]:
+        """The token of tokenizer_config.json first, which ends a turn, then the lists of the other two files."""
+        ids = [self.tokenizer.token_to_id(self.special_tokens.get("eos_token", ""))]
+        for name in ("generation_config.json", "config.json"):
+            listed = self._read(name).get("eos_token_id")
+            ids += listed if isinstance(listed, list) else [listed]
+        ids = list(dict.fromkeys(i for i in ids if i is not None))
+        if not ids:
+            raise ValueError(f"{self.folder}: no end token; set eos_token in tokenizer_config.json")
+        return ids
+
+    @property
+    def vocab_size(self) -> int:
+        return self.tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def encode_prompt(self, question: str) -> list[int]:
+        if self.template is not None or self.chat_template is None:
+            text = (self.template or PLAIN).replace("{question}", question)
+            return self.tokenizer.encode(text).ids  # with the tokens that tokenizer.json puts around a text
+        messages = [{"role": "user", "content": f"{question}\n{ASK}"}]
+        try:
+            text = self.chat_template.render(messages=messages, add_generation_prompt=True, **self.special_tokens)
+        except TemplateError as error:
+            raise ValueError(f"{self.folder}: the chat template failed ({error}); give --prompt-template") from None
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_completion(self, text: str) -> list[int]:
+        """What a model is to answer, with the end token."""
+        return [*self.tokenizer.encode(text, add_special_tokens=False).ids, self.eos_id]
+
+    def decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def save(self, folder: str | Path) -> None:
+        """Copies the files that it was read from, for a checkpoint to be whole."""
+        for name in FILES:
+            if (self.folder / name).is_file():
+                shutil.copyfile(self.folder / name, Path(folder) / name)
+
+
+def _refuse(message: str):
+    raise TemplateError(message)

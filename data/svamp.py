@@ -1,0 +1,33 @@
+"""SVAMP (Patel et al., 2021): 1,000 one- and two-step problems of elementary arithmetic, MIT licence.
+
+There is no official split of it for training: the first 700 problems are ours to train on, the last 300 to test.
+"""
+
+import re
+from pathlib import Path
+
+from data.files import Source, find, read_records
+from data.problem import Problem
+
+SOURCE = Source(
+    name="svamp.json",
+    url="https://raw.githubusercontent.com/arkilpatel/SVAMP/689d7ccac74b9983a2ac7cc3b264f441b99e7c53/SVAMP.json",
+    sha256="5be77703a6d891ae476d7c082787ad361392aa02453b132516cdd5f4e7934e3e",
+    records=1000,
+)
+FIELDS = {"Body": str, "Question": str, "Equation": str, "Answer": (int, float)}
+
+
+def load(split: str, data_dir: str | Path | None = None) -> list[Problem]:
+    records = read_records(find(SOURCE, data_dir), FIELDS, SOURCE.records)
+    return [to_problem(record) for record in (records[:700] if split == "train" else records[700:])]
+
+
+def to_problem(record: dict) -> Problem:
+    """Body and question as one text; the equation "( 76.0 - 25.0 )" as the rationale "76 - 25 = 51 #### 51"."""
+    answer = f"{record['Answer']:g}" if abs(record["Answer"]) < 1e5 else f"{record['Answer']:.0f}"
+    equation = re.sub(r"\.0\b", "", record["Equation"]).strip()
+    if equation.startswith("(") and equation.endswith(")"):
+        equation = equation[1:-1].strip()
+    equation = equation.replace("( ", "(").replace(" )", ")")
+    return Problem(f"{record['Body']} {record['Question']}", answer, f"{equation} = {answer} #### {answer}")

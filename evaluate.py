@@ -1,0 +1,152 @@
+"""Accuracy of a checkpoint on a data set: greedy, or by several samples a problem. Writes what was generated.
+
+python evaluate.py --model DIR --dataset svamp                 # greedy
+python evaluate.py --model DIR --dataset svamp --samples 8     # mean accuracy of 8 samples, and pass@8
+"""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import data
+from data.prompts import Tokenizer
+from model import Decoder, find_checkpoint
+from reward import is_correct
+from rollout import Rollout, generate
+
+
+def score(tokenizer: Tokenizer, problems: list[data.Problem], rollout: Rollout) -> list[list[dict]]:
+    """What each of the problems' G completions says and earns, [problem][sample]; 0 without an end token."""
+    G = len(rollout.prompts) // len(problems)
+    records = []
+    for row, problem in enumerate(problem for problem in problems for _ in range(G)):
+        text, ended = tokenizer.decode(rollout.completion(row)), bool(rollout.ended[row])
+        reward = float(ended and is_correct(text, problem.answer))
+        question = {"question": problem.question, "answer": problem.answer}
+        records.append({**question, "completion": text, "ended": ended, "reward": reward})
+    return [records[start : start + G] for start in range(0, len(records), G)]
+
+
+def evaluate(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    problems: list[data.Problem],
+    max_new_tokens: int,
+    n_samples: int = 1,
+    temperature: float = 0.0,
+    batch: int = 64,
+    seed: int = 0,
+) -> list[list[dict]]:
+    """`score`'s records of all problems with the whole model, in the order of the problems.
+
+    temperature 0: greedy, one sample.  batch: completions at a time; similar prompts go together.
+    """
+    prompts = [tokenizer.encode_prompt(problem.question) for problem in problems]
+    order = sorted(range(len(problems)), key=lambda i: len(prompts[i]))
+    size = max(1, batch // n_samples)
+    records = [[] for _ in problems]
+    for start in tqdm(range(0, len(order), size), desc="evaluating", leave=False, disable=None):
+        chosen = order[start : start + size]
+        rollout = generate(
+            model,
+            [prompts[i] for i in chosen],
+            n_samples,
+            max_new_tokens,
+            tokenizer.eos_ids,
+            temperature=temperature,
+            seed=[seed + i for i in chosen],
+        )
+        for i, record in zip(chosen, score(tokenizer, [problems[i] for i in chosen], rollout), strict=True):
+            records[i] = record
+    return records
+
+
+def accuracy(records: list[list[dict]]) -> tuple[float, float]:
+    """Mean reward and its standard error over the problems (the samples of one problem are not independent)."""
+    means = [sum(record["reward"] for record in samples) / len(samples) for samples in records]
+    mean = sum(means) / len(means)
+    variance = sum((m - mean) ** 2 for m in means) / max(1, len(means) - 1)
+    return mean, math.sqrt(variance / len(means))
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; "auto" is CUDA, else MPS, else the CPU. Raises ValueError where it is absent."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r}: {str(error).splitlines()[0]}") from None
+
+
+def load_model(name: str, dtype: str, device: str, template: str | None = None) -> tuple[Decoder, Tokenizer]:
+    """A checkpoint's model and tokenizer. Raises ValueError or FileNotFoundError where they are broken or do not fit."""
+    folder = find_checkpoint(name)
+    tokenizer = Tokenizer(folder, template)
+    model = Decoder.from_pretrained(folder, getattr(torch, dtype), pick_device(device))
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}"
+        )
+    return model, tokenizer
+
+
+def complain(error: Exception) -> int:
+    """One line on what went wrong, and the exit status: 2 for what the user gave, 1 for what the machine lacks."""
+    print(f"error: {error}", file=sys.stderr)
+    theirs = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError)
+    return 2 if isinstance(error, theirs) else 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder of a checkpoint, or a hub id")
+    parser.add_argument("--dataset", required=True, help=", ".join(data.DATASETS))
+    parser.add_argument("--data-dir", help="folder with the data set's files (default: a cache, filled by a download)")
+    parser.add_argument("--split", default="test", help="train or test (default: test)")
+    parser.add_argument("--problems", type=int, help="only the first so many (default: all)")
+    parser.add_argument("--samples", type=int, default=0, help="samples a problem; 0: one, greedy (default: 0)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of the samples (default: 1)")
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="longest completion (default: 256)")
+    parser.add_argument("--prompt-template", help="prompt with {question} in it (default: the checkpoint's own)")
+    parser.add_argument("--batch", type=int, default=64, help="completions at a time (default: 64)")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="(default: float32)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    parser.add_argument("--seed", type=int, default=0, help="of the samples (default: 0)")
+    parser.add_argument("--out", default="generated.jsonl", help="where to write the texts (default: generated.jsonl)")
+    a = parser.parse_args(arguments)
+    for name in ("problems", "max_new_tokens", "batch"):
+        if getattr(a, name) is not None and getattr(a, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} is {getattr(a, name)}; expected 1 or more")
+    if a.samples < 0 or a.seed < 0 or a.temperature <= 0:
+        parser.error("--samples and --seed must not be negative, --temperature must be positive")
+    try:
+        problems = data.load(a.dataset, a.split, a.data_dir)[: a.problems]
+        model, tokenizer = load_model(a.model, a.dtype, a.device, a.prompt_template)
+        temperature, n_samples = (a.temperature, a.samples) if a.samples else (0.0, 1)
+        Path(a.out).touch()  # a place that cannot be written to should say so before the work, not after
+        records = evaluate(model, tokenizer, problems, a.max_new_tokens, n_samples, temperature, a.batch, a.seed)
+        lines = (json.dumps(record) + "\n" for samples in records for record in samples)
+        Path(a.out).write_text("".join(lines), encoding="utf-8")
+    except (ValueError, OSError) as error:
+        return complain(error)
+    except KeyboardInterrupt:
+        return 130
+    mean, error = accuracy(records)
+    kind = f"{n_samples} samples a problem at temperature {temperature:g}" if a.samples else "greedy"
+    print(f"{a.dataset} {a.split}, {len(problems)} problems, {kind}: accuracy {mean:.1%} ± {error:.1%}")
+    if n_samples > 1:
+        solved = [[{"reward": max(r["reward"] for r in samples)}] for samples in records]
+        print(f"pass@{n_samples}: {accuracy(solved)[0]:.1%} ± {accuracy(solved)[1]:.1%}")
+    ended = sum(record["ended"] for samples in records for record in samples) / sum(map(len, records))
+    print(f"{ended:.1%} of the completions ended by themselves; texts in {a.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

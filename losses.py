@@ -1,0 +1,165 @@
+"""The equations E1-E8 of the method: pure functions of tensors, no model and no configuration.
+
+For a prompt x and a completion y = y_1 … y_T (the end token included), π the target policy with all layers and η the
+nested policy that sampled y:
+
+    E1  ρ_t = π(y_t | x, y_<t) / η(y_t | x, y_<t)                             log_ratio
+    E2  A_i = R_i − its group's mean, optionally scaled                       group_advantages
+    E3  loss = −(1/Z) Σ_i Σ_t w_{i,t} A_i log π(y_{i,t}), w detached           policy_loss
+    E4  w_t = 1                                    on-policy                  gradient_weights
+    E5  w_t = min(Π_{s≤T} ρ_s, C)                  IS by sequence
+    E6  w_t = min(ρ_t, C)                          IS by token
+    E7  w_t = min(c̄, ρ_t) Π_{s>t} λ min(1, ρ_s)    Retrace(λ)
+    E8  w_t = λ min(1, ρ_t)                        Retrace by token
+
+Everything is computed from log ρ in float32 or better; products are sums of logarithms, so what is bounded above stays
+finite at any length. Masks are (N, T), bool or 0/1; what stands outside never matters, were it NaN.
+
+To try a weight of your own, add a branch to `gradient_weights`: it maps log ρ and the mask to w, both (N, T).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def log_ratio(target_logprobs: Tensor, behaviour_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """log ρ, (N, T), detached; 0 outside the mask."""
+    exact = torch.promote_types(target_logprobs.dtype, torch.float32)
+    difference = target_logprobs.detach().to(exact) - behaviour_logprobs.to(exact)  # E1
+    return torch.where(mask.bool(), difference, 0.0)
+
+
+def group_advantages(rewards: Tensor, kind: str = "grpo") -> Tensor:
+    """Rewards (P, G) -> advantages (P, G), each group on its own; 0 where a group's rewards are all equal.
+
+    kind: "mean" subtracts the group's mean, "grpo" also divides by its standard deviation (of the population, plus
+    1e-6; Shao et al., 2024), "rloo" subtracts the mean of the other G−1 (Kool et al., 2019).
+    """
+    G = rewards.shape[1]
+    if G < 2:
+        raise ValueError(f"a group has {G} completion; a baseline needs 2 or more")
+    rewards = rewards.to(torch.promote_types(rewards.dtype, torch.float32))
+    silent = (rewards == rewards[:, :1]).all(dim=1, keepdim=True)  # rounding must not make a signal of equal rewards
+    centred = torch.where(silent, 0.0, rewards - rewards.mean(dim=1, keepdim=True))  # E2
+    if kind == "mean":
+        return centred
+    if kind == "grpo":
+        return centred / (rewards.std(dim=1, correction=0, keepdim=True) + 1e-6)
+    if kind == "rloo":
+        return centred * G / (G - 1)
+    raise ValueError(f"the advantage is {kind!r}; expected grpo, mean or rloo")
+
+
+def gradient_weights(
+    kind: str,
+    log_ratio: Tensor,
+    mask: Tensor,
+    level: str = "token",
+    cap: float | None = 2.0,
+    lam: float = 1.0,
+    trace: str = "product",
+    c_bar: float = 1.0,
+) -> Tensor:
+    """The weight w of each token's ∇ log π, (N, T); 0 outside the mask.
+
+    kind: "on-policy" (E4); "is" by level, "sequence" (E5) or "token" (E6); "retrace" by trace, "product" (E7) or
+        "token" (E8)
+    cap: C of E5 and E6, None for no truncation
+    lam, c_bar: λ of E7 and E8, c̄ of E7
+    Raises ValueError for a kind or a number out of range, OverflowError for an untruncated weight beyond the dtype.
+    """
+    mask = mask.bool()
+    log_ratio = log_ratio.detach().to(torch.promote_types(log_ratio.dtype, torch.float32))
+    log_ratio = torch.where(mask, log_ratio, 0.0)
+    if kind == "on-policy":
+        log_weight = torch.zeros_like(log_ratio)  # E4
+    elif kind == "is" and level in ("sequence", "token"):
+        log_weight = (
+            log_ratio if level == "token" else log_ratio.sum(dim=1, keepdim=True).expand_as(log_ratio)
+        )  # E6, E5
+        if cap is not None:
+            log_weight = log_weight.clamp(max=_log(cap, "the cap"))
+    elif kind == "retrace" and trace == "product":
+        log_trace = torch.where(mask, log_ratio.clamp(max=0.0) + _log_lambda(lam), 0.0)  # log c_s
+        from_t_on = log_trace.flip(1).cumsum(dim=1).flip(1)  # Σ_{s≥t}, a running sum from the end
+        after_t = torch.cat((from_t_on[:, 1:], torch.zeros_like(from_t_on[:, :1])), dim=1)  # Σ_{s>t}
+        log_weight = log_ratio.clamp(max=_log(c_bar, "c_bar")) + after_t  # E7
+    elif kind == "retrace" and trace == "token":
+        log_weight = log_ratio.clamp(max=0.0) + _log_lambda(lam)  # E8
+    else:
+        raise ValueError(
+            f"the gradient is {kind!r}, level {level!r}, trace {trace!r}; expected on-policy, "
+            "is (by token or sequence) or retrace (by product or token)"
+        )
+    weight = torch.where(mask, log_weight.exp(), 0.0)
+    if weight.isinf().any():
+        row = weight.isinf().any(dim=1).nonzero()[0].item()
+        raise OverflowError(
+            f"completion {row}: the uncapped weight overflows, log W = {log_ratio[row].sum():.1f}; give a cap"
+        )
+    return weight
+
+
+def _log(bound: float, name: str) -> float:
+    if not bound > 0:
+        raise ValueError(f"{name} is {bound}; expected a positive number")
+    return math.log(bound)
+
+
+def _log_lambda(lam: float) -> float:
+    if not 0 <= lam <= 1:
+        raise ValueError(f"λ is {lam}; expected a number from 0 to 1")
+    return math.log(lam) if lam > 0 else -math.inf
+
+
+def normaliser(mask: Tensor, kind: str | float = "tokens") -> float:
+    """Z of E3, of the *whole* batch's mask (N, T): its completion tokens, its completions, or a constant as given.
+
+    "completions" (a mean over sequences of sums) is the choice under which E5 is the exact gradient.
+    """
+    if kind == "tokens":
+        return float(mask.sum())
+    if kind == "completions":
+        return float(mask.shape[0])
+    try:
+        constant = float(kind)
+    except ValueError:
+        constant = 0.0
+    if not 0 < constant < math.inf:
+        raise ValueError(f"the normaliser is {kind!r}; expected tokens, completions or a positive number")
+    return constant
+
+
+def policy_loss(logprobs: Tensor, weights: Tensor, advantages: Tensor, mask: Tensor, z: float) -> Tensor:
+    """E3 of some rows of a batch: logprobs, weights, mask (n, T), advantages (n,) -> a scalar to differentiate.
+
+    z is the batch's `normaliser`, so that the losses of micro-batches add up to the loss of the batch.
+    """
+    terms = weights.detach() * advantages[:, None] * logprobs
+    return -torch.where(mask.bool(), terms, 0.0).sum() / z  # E3
+
+
+def diagnostics(log_ratio: Tensor, mask: Tensor) -> dict[str, float]:
+    """How far off-policy a batch is, by raw ratios, before any truncation; log ρ and mask (N, T), of the whole batch.
+
+    acceptance      mean of min(1, ρ), an estimate of 1 − TV(π, η), and speculative decoding's rate of acceptance
+    k1, k3          means of −log ρ and of ρ − 1 − log ρ, two estimates of KL(η‖π) (Schulman, 2020)
+    ratio_min, ratio_max, max_abs_log_ratio
+    ess             (ΣW)² / (N ΣW²) with W = Π_t ρ_t: the share of the completions that the weights leave, 1/N to 1
+    """
+    mask = mask.bool().cpu()
+    log_rho = torch.where(mask, log_ratio.detach().cpu().double(), 0.0)
+    tokens = log_rho[mask]
+    log_w = log_rho.sum(dim=1)
+    log_ess = 2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0) - math.log(len(log_w))
+    return {
+        "acceptance": tokens.clamp(max=0).exp().mean().item(),
+        "k1": -tokens.mean().item(),
+        "k3": (tokens.expm1() - tokens).mean().item(),
+        "ratio_min": tokens.min().exp().item(),
+        "ratio_max": tokens.max().exp().item(),
+        "max_abs_log_ratio": tokens.abs().max().item(),
+        "ess": log_ess.exp().item(),
+    }

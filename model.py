@@ -1,0 +1,434 @@
+"""The decoder: Llama (2, 3, SmolLM2, TinyLlama), Qwen2/Qwen2.5 and Qwen3, by hand, with a cache and layer skipping.
+
+Reading order: `Decoder.forward` first, then `Block`, `Attention`, `KVCache`; loading and saving are at the end. Names
+of parameters and of configuration keys are Hugging Face's, so a checkpoint needs no mapping. Definitions of the method:
+D1 (a layer is a whole `Block`) and D3 (a skipped block is the identity). Lines that exist for skipping carry `# SKIP`.
+
+Departures from transformers: no dropout; no attention mask argument (a row is padded on the right, where causal
+attention never looks, or on the left in a `KVCache` that knows by how much); norms and rotary tables are computed in
+float32 *or better*, so that a float64 model is float64 throughout.
+
+    B batch rows   T new tokens   S tokens attended to   C hidden_size   V vocab_size   L num_hidden_layers
+    H num_attention_heads   K num_key_value_heads   D head_dim
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+ONLY_IMPLEMENTED = {  # config.json keys of which the code knows one value
+    "hidden_act": "silu", "mlp_bias": False, "use_sliding_window": False, "attention_dropout": 0.0,
+    "rope_interleaved": False, "partial_rotary_factor": 1.0, "quantization_config": None,
+}  # fmt: skip
+LLAMA3_ROPE_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+
+
+@dataclass
+class Config:
+    """What the decoder reads of config.json, under its own keys; `extra` keeps the others for `save_pretrained`."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    max_position_embeddings: int
+    rope_theta: float = 10000.0
+    rope_scaling: dict | None = None  # Llama 3's frequency scaling; None: plain rotary embedding
+    attention_bias: bool = False
+    tie_word_embeddings: bool = False
+    extra: dict = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, raw: dict) -> "Config":
+        """Reads config.json's content; raises ValueError that names the key for what is missing or not implemented."""
+        if raw.get("model_type") not in ARCHITECTURES:
+            raise ValueError(f"model_type is {raw.get('model_type')!r}; implemented are {', '.join(ARCHITECTURES)}")
+        for key, value in ONLY_IMPLEMENTED.items():
+            if raw.get(key, value) not in (None, value):
+                raise ValueError(f"{key} is {raw[key]!r}; only {value!r} is implemented")
+        if set(raw.get("layer_types") or ()) - {"full_attention"}:
+            raise ValueError(f"layer_types is {raw['layer_types']!r}; only 'full_attention' is implemented")
+
+        known = {key: raw[key] for key in cls.__dataclass_fields__ if raw.get(key) is not None}
+        known["rope_theta"], known["rope_scaling"] = rotary_settings(raw)
+        heads = known.get("num_attention_heads")
+        if raw["model_type"] == "llama":  # its own defaults; the Qwen families name both
+            known.setdefault("num_key_value_heads", heads)
+        if raw["model_type"] != "qwen3" and heads:
+            known.setdefault("head_dim", known.get("hidden_size", 0) // heads)
+        for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                    "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps"):  # fmt: skip
+            if key not in known:
+                raise ValueError(f"the key {key} is missing")
+            if not isinstance(known[key], float if key == "rms_norm_eps" else int) or known[key] <= 0:
+                raise ValueError(f"{key} is {known[key]!r}; expected a positive number")
+        if heads % known["num_key_value_heads"]:
+            raise ValueError(
+                f"num_attention_heads is {heads}, no multiple of num_key_value_heads, {known['num_key_value_heads']}"
+            )
+        return cls(**known, extra={key: value for key, value in raw.items() if key not in cls.__dataclass_fields__})
+
+    def to_dict(self) -> dict:
+        """config.json's content, the rotary settings in the spelling of transformers 4 and of transformers 5."""
+        own = asdict(self)
+        rope_parameters = {"rope_type": "default", **(self.rope_scaling or {}), "rope_theta": self.rope_theta}
+        return {**own.pop("extra"), **own, "rope_parameters": rope_parameters}
+
+
+def rotary_settings(raw: dict) -> tuple[float, dict | None]:
+    """(rope_theta, rope_scaling) from either spelling; raises ValueError for a type that is not implemented."""
+    merged = {}
+    for source in (raw.get("rope_parameters"), raw.get("rope_scaling"), {"rope_theta": raw.get("rope_theta")}):
+        for key, value in (source or {}).items():
+            key = "rope_type" if key == "type" else key
+            if value is not None and merged.setdefault(key, value) != value:
+                raise ValueError(f"{key} is given twice, as {merged[key]!r} and as {value!r}")
+    rope_type = merged.get("rope_type", "default")
+    if rope_type not in ("default", "llama3") or merged.get("partial_rotary_factor", 1.0) != 1.0:
+        raise ValueError(f"the rotary settings are {merged!r}; implemented are rope_type 'default' and 'llama3'")
+    theta = merged.get("rope_theta", 10000.0)
+    numbers = [theta] + ([merged.get(key) for key in LLAMA3_ROPE_KEYS] if rope_type == "llama3" else [])
+    if not all(isinstance(number, (int, float)) and number > 0 for number in numbers):
+        raise ValueError(
+            f"the rotary settings are {merged!r}; expected positive numbers (llama3: {', '.join(LLAMA3_ROPE_KEYS)})"
+        )
+    if rope_type == "default":
+        return float(theta), None
+    return float(theta), {"rope_type": "llama3"} | {key: merged[key] for key in LLAMA3_ROPE_KEYS}
+
+
+def rotary_tables(config: Config, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin of the rotary angles (Su et al., 2021), each (B, 1, T, D), for positions (B, T)."""
+    exact = torch.promote_types(dtype, torch.float32)
+    exponent = torch.arange(0, config.head_dim, 2, dtype=exact, device=positions.device) / config.head_dim
+    frequency = 1.0 / config.rope_theta**exponent  # (D/2,)
+    if config.rope_scaling:  # Llama 3.1: long waves are stretched by `factor`, short ones kept, a ramp between
+        scaling = config.rope_scaling
+        waves_in_context = scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        kept = ((waves_in_context - low) / (high - low)).clamp(0, 1)
+        frequency = (1 - kept) * frequency / scaling["factor"] + kept * frequency
+    angle = positions[:, None, :, None].to(exact) * frequency  # (B, 1, T, D/2)
+    angle = torch.cat((angle, angle), dim=-1)
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns each pair (i, i + D/2) of x, (B, heads, T, D), by its angle."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+    """Grouped-query attention: q (B, H, T, D) over k and v (B, K, S, D) -> (B, H, T, D).
+
+    visible: (B, 1, T, S) bool, or None for causal attention over S = T columns (for T = 1: over all S).
+    """
+    B, H, T, D = q.shape
+    if T > 1:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None, enable_gqa=True)
+    # Decoding: two products beat SDPA here; the H/K query heads that share a key head stand as query positions.
+    scores = q.view(B, -1, H // k.shape[1], D) @ k.transpose(2, 3) * D**-0.5  # (B, K, H/K, S)
+    if visible is not None:
+        scores = scores.masked_fill(~visible, float("-inf"))
+    return (F.softmax(scores, dim=-1) @ v).view(B, H, T, D)
+
+
+class KVCache:
+    """Keys and values of the tokens seen so far, allocated once; the model's forward writes to it and advances it.
+
+    A row's tokens end at column `length` whatever their number: row b starts with padding[b] unused columns.
+    Skipped layers have no storage.  A cache belongs to one skip mask, since prefill and decoding must not mix two.
+
+    model: the Decoder (for its sizes, dtype and device); batch_size, max_length: rows and columns to allocate;
+    skip: as in `Decoder.forward`; padding: (B,) int64 or None for none.
+    """
+
+    def __init__(self, model: "Decoder", batch_size: int, max_length: int, skip=None, padding: Tensor | None = None):
+        config, weight = model.config, model.lm_head.weight
+        self.skip = tuple(skip) if skip is not None else (False,) * config.num_hidden_layers  # SKIP
+        self.padding = padding
+        self.length = 0
+        shape = (batch_size, config.num_key_value_heads, max_length, config.head_dim)
+        self.layers = [
+            None if skipped else (weight.new_empty(shape), weight.new_empty(shape))  # SKIP
+            for skipped in self.skip
+        ]
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes the new (B, K, T, D) behind the old ones and returns all of the layer's, (B, K, S, D)."""
+        end = self.length + k.shape[2]
+        keys, values = self.layers[layer]
+        if end > keys.shape[2]:
+            raise ValueError(f"the cache holds {keys.shape[2]} tokens a row; {end} were asked for")
+        keys[:, :, self.length : end] = k
+        values[:, :, self.length : end] = v
+        return keys[:, :, :end], values[:, :, :end]
+
+    def repeat_rows(self, copies: int) -> None:
+        """Each row `copies` times, in order: a prompt is prefilled once and serves its whole group."""
+        self._map(lambda stored: stored.repeat_interleave(copies, dim=0))
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Row i becomes what row rows[i] was, for i < len(rows); the others leave.
+
+        Copies only the rows that change place, in place: a row may come from behind the kept ones
+        (rows[i] >= len(rows)) or stay (rows[i] = i), which is what `rollout.survivors` gives.
+        """
+        moved = rows != torch.arange(len(rows), device=rows.device)
+
+        def move(stored: Tensor) -> Tensor:
+            stored[: len(rows)][moved] = stored[rows[moved]]
+            return stored[: len(rows)]
+
+        self._map(move)
+
+    def _map(self, change) -> None:
+        self.layers = [None if layer is None else tuple(map(change, layer)) for layer in self.layers]
+        if self.padding is not None:
+            self.padding = change(self.padding)
+
+
+def place(T: int, cache: KVCache | None, device) -> tuple[Tensor, Tensor | None]:
+    """Where T new tokens stand in their rows, (B or 1, T), and which columns each sees, (B, 1, T, S); None: causal."""
+    start = cache.length if cache is not None else 0
+    columns = torch.arange(start + T, device=device)
+    new = columns[None, start:]  # (1, T)
+    padding = cache.padding[:, None] if cache is not None and cache.padding is not None else None  # (B, 1)
+    if padding is None and (start == 0 or T == 1):
+        return new, None
+    visible = columns <= new[:, :, None]  # (1, T, S)
+    if padding is None:
+        return new, visible[:, None]
+    # Unused columns see each other, for a softmax over nothing would be NaN; nothing that counts looks at them.
+    visible = visible & ((columns >= padding[:, :, None]) | (new < padding)[:, :, None])
+    return (new - padding).clamp(min=0), visible[:, None]
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + eps) · weight over the last dimension (Zhang & Sennrich, 2019)."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        scaled = exact * torch.rsqrt(exact.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * scaled.to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Causal self-attention, rotary positions, grouped keys and values; Qwen2's biases, Qwen3's norms on q and k."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        C, D = config.hidden_size, config.head_dim
+        H, K = config.num_attention_heads, config.num_key_value_heads
+        qwen2 = config.model_type == "qwen2"  # has biases on q, k, v whatever attention_bias says, and none on o
+        self.head_dim = D
+        self.q_proj = nn.Linear(C, H * D, bias=config.attention_bias or qwen2)
+        self.k_proj = nn.Linear(C, K * D, bias=config.attention_bias or qwen2)
+        self.v_proj = nn.Linear(C, K * D, bias=config.attention_bias or qwen2)
+        self.o_proj = nn.Linear(H * D, C, bias=config.attention_bias and not qwen2)
+        if config.model_type == "qwen3":
+            self.q_norm = RMSNorm(D, config.rms_norm_eps)
+            self.k_norm = RMSNorm(D, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, rotary, visible: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
+        B, T, _ = x.shape
+        q = self.q_proj(x).view(B, T, -1, self.head_dim)  # (B, T, H, D)
+        k = self.k_proj(x).view(B, T, -1, self.head_dim)  # (B, T, K, D)
+        v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, D)
+        if hasattr(self, "q_norm"):
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q.transpose(1, 2), *rotary), rotate(k.transpose(1, 2), *rotary)  # (B, H or K, T, D)
+        if cache is not None:
+            k, v = cache.update(layer, k, v)  # (B, K, S, D)
+        y = attend(q, k, v, visible)
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
+
+
+class MLP(nn.Module):
+    """SwiGLU (Shazeer, 2020)."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """One layer of D1: attention and MLP, each with its norm before and its residual around."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, rotary, visible: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotary, visible, cache, layer)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """A causal language model. Weights are random (normal, 0.02) until `from_pretrained` or `load_state_dict`."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.model = nn.ModuleDict({
+            "embed_tokens": nn.Embedding(config.vocab_size, config.hidden_size),
+            "layers": nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers)),
+            "norm": RMSNorm(config.hidden_size, config.rms_norm_eps),
+        })  # fmt: skip
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self._tie()
+        for name, parameter in self.named_parameters():
+            if not name.endswith("norm.weight"):
+                nn.init.normal_(parameter, std=0.02)
+
+    def _tie(self) -> None:
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(
+        self, tokens: Tensor, cache: KVCache | None = None, skip=None, logits_for: Tensor | None = None
+    ) -> Tensor:
+        """tokens (B, T) int64 -> logits (B, T, V), of the token that follows each.
+
+        cache: what came before; rows are read behind it, and it is advanced by T.  Without a cache every row starts at
+            position 0, and shorter rows are padded on the right with anything.
+        skip: L bools, True = the block is skipped, that is the identity (D3); None skips nothing.
+        logits_for: (B, T) bool; only these positions' logits are computed and returned, (n, V) in row-major order.
+        """
+        T, L = tokens.shape[1], self.config.num_hidden_layers
+        skip = (False,) * L if skip is None else tuple(skip)  # SKIP
+        if len(skip) != L:  # SKIP
+            raise ValueError(f"skip has {len(skip)} entries; the model has {L} layers")
+        if cache is not None and cache.skip != skip:  # SKIP
+            raise ValueError(f"the cache was made for the skip mask {cache.skip}; forward was given {skip}")
+        x = self.model.embed_tokens(tokens)  # (B, T, C)
+
+        positions, visible = place(T, cache, tokens.device)
+        rotary = rotary_tables(self.config, positions, x.dtype)
+        for layer, block in enumerate(self.model.layers):
+            if skip[layer]:  # SKIP
+                continue  # SKIP
+            x = block(x, rotary, visible, cache, layer)
+        if cache is not None:
+            cache.length += T
+
+        if logits_for is not None:
+            x = x[logits_for]  # (n, C)
+        return self.lm_head(self.model.norm(x))
+
+    @classmethod
+    def from_pretrained(cls, folder_or_hub_id: str | Path, dtype=torch.float32, device="cpu") -> "Decoder":
+        """Loads config.json and *.safetensors, strictly: every tensor is used and none is missing.
+
+        Raises FileNotFoundError or ValueError that names the file and the key or tensor at fault.
+        """
+        folder = find_checkpoint(folder_or_hub_id)
+        try:
+            config = Config.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        except ValueError as error:  # broken JSON is a ValueError too
+            raise ValueError(f"{folder / 'config.json'}: {error}") from None
+        with torch.device("meta"):
+            model = cls(config)
+        tensors = read_safetensors(folder, dtype, device)
+        if config.tie_word_embeddings:  # files hold the head or leave it out
+            embedding = tensors.get("model.embed_tokens.weight")
+            if embedding is not None and not torch.equal(tensors.setdefault("lm_head.weight", embedding), embedding):
+                raise ValueError(
+                    f"{folder}: tie_word_embeddings is true, but lm_head.weight differs from the embedding"
+                )
+        expected = {name: parameter.shape for name, parameter in model.state_dict().items()}
+        for complaint, names in (
+            ("lacks", expected.keys() - tensors.keys()),
+            ("holds tensors that config.json does not account for:", tensors.keys() - expected.keys()),
+            ("holds a wrong shape for", {n for n in expected.keys() & tensors if expected[n] != tensors[n].shape}),
+        ):
+            if names:
+                raise ValueError(
+                    f"{folder}: the checkpoint {complaint} {', '.join(sorted(names)[:3])} ({len(names)} in all)"
+                )
+        model.load_state_dict(tensors, assign=True)
+        model._tie()
+        return model
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes config.json and model.safetensors, which `from_pretrained`, transformers and vLLM load."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        if self.config.tie_word_embeddings:
+            del tensors["lm_head.weight"]
+        dtype = str(self.lm_head.weight.dtype).removeprefix("torch.")
+        spellings = {"dtype": dtype, "torch_dtype": dtype}  # of transformers 5 and 4
+        config = {"architectures": [ARCHITECTURES[self.config.model_type]], **self.config.to_dict(), **spellings}
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def find_checkpoint(folder_or_hub_id: str | Path) -> Path:
+    """The folder itself, or where huggingface_hub keeps the repository of that name (downloaded once)."""
+    folder = Path(folder_or_hub_id).expanduser()
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download  # only here: a folder needs no hub
+
+    try:
+        return Path(snapshot_download(str(folder_or_hub_id), allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(
+            f"{folder_or_hub_id}: no such folder, and not to be had from the Hugging Face hub ({reason}); "
+            "expected a folder with config.json and *.safetensors, or a hub id like HuggingFaceTB/SmolLM2-135M-Instruct"
+        ) from None
+
+
+def read_safetensors(folder: Path, dtype: torch.dtype, device) -> dict[str, Tensor]:
+    """All tensors of model.safetensors, or of the files that model.safetensors.index.json lists, in `dtype`."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    else:
+        names = ["model.safetensors"]
+    tensors = {}
+    for path in (folder / name for name in names):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file (weights are read from safetensors only, never unpickled)")
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                for name in file.keys():  # noqa: SIM118 (no dict)
+                    tensor = file.get_tensor(name)
+                    if not tensor.is_floating_point():
+                        raise ValueError(
+                            f"{path}: {name} is {tensor.dtype}; only floating-point weights are implemented"
+                        )
+                    tensors[name] = tensor.to(device, dtype)
+        except SafetensorError as error:
+            raise ValueError(f"{path}: not a whole safetensors file ({error}); copy or download it again") from None
+    # Old Llama files hold a rotary buffer, which is computed here.
+    return {name: tensor for name, tensor in tensors.items() if not name.endswith("rotary_emb.inv_freq")}

@@ -1,0 +1,201 @@
+"""Sampling completions from a nested model, and scoring them under the full one.
+
+`generate` is the fast sampler: a batch, a key/value cache, finished rows leave. `generate_naive` is what it computes,
+written as plainly as it can be: one row at a time, no cache. Tests hold the two equal token for token.
+`completion_logprobs` gives the same completions' log-probabilities in one teacher-forced pass, differentiable.
+
+Both the target π and the nested η are the softmax of logits/τ over the whole vocabulary: no top-k and no top-p, else
+the ratios of the method would be wrong. The end token is an action like any other: it has its place in tokens, mask and
+logprobs.
+
+    P prompts   G samples of each   N = P·G rows   T tokens of the longest completion   V vocabulary
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model import Decoder, KVCache
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Completions of a batch, left-aligned, the G rows of a prompt together. Tensors are on the model's device."""
+
+    prompts: list[list[int]]  # N lists of token ids: each prompt G times
+    tokens: Tensor  # (N, T) int64; 0 outside the mask
+    mask: Tensor  # (N, T) bool: True up to and including the end token
+    logprobs: Tensor  # (N, T) of the distribution sampled from (E1's η); 0 outside the mask
+    ended: Tensor  # (N,) bool: the last token is an end token; False: cut off
+
+    def trimmed(self) -> "Rollout":
+        """Without the columns that no completion reaches."""
+        T = int(self.mask.any(dim=0).sum())
+        return replace(self, tokens=self.tokens[:, :T], mask=self.mask[:, :T], logprobs=self.logprobs[:, :T])
+
+    def completion(self, row: int) -> list[int]:
+        """A row's token ids without the end token."""
+        tokens = self.tokens[row, self.mask[row]].tolist()
+        return tokens[:-1] if self.ended[row] else tokens
+
+
+@torch.no_grad()
+def generate(
+    model: Decoder,
+    prompts: list[list[int]],
+    n_samples: int,
+    max_new_tokens: int,
+    eos_ids: list[int],
+    temperature: float = 1.0,
+    skip=None,
+    seed: int | list[int] = 0,
+) -> Rollout:
+    """Samples n_samples completions of each prompt, under one skip mask, until an end token or max_new_tokens.
+
+    temperature: τ; 0 takes the most probable token, with log-probability 0 (a point mass).
+    skip: L bools (D3), the same for prefill and decoding.
+    seed: an int, or P ints; sample g of prompt p draws from the stream (seed[p], g), and an int s stands for s, s+1, …
+        A completion depends on its prompt and its stream, not on the rest of the batch.
+    Raises ValueError for an empty prompt and for one that leaves no room in the model's context.
+    """
+    uniforms = uniform_streams(model, prompts, n_samples, max_new_tokens, seed)  # (N, T), on the CPU as are all indices
+    N, T = uniforms.shape
+    device = model.lm_head.weight.device
+    eos = torch.tensor(sorted(eos_ids), device=device)
+    rollout = empty_rollout(model, prompts, n_samples, T)
+
+    logits, cache = prefill(model, prompts, max_new_tokens, skip)  # (P, V)
+    logits = logits.repeat_interleave(n_samples, dim=0)  # (N, V)
+    cache.repeat_rows(n_samples)
+    rows = torch.arange(N)  # which completion each row of the shrinking batch is
+    for t in range(T):
+        token, logprob = sample(logits, uniforms[rows, t], temperature)  # (n,) each
+        rollout.tokens[rows, t], rollout.logprobs[rows, t], rollout.mask[rows, t] = token, logprob, True
+        done = torch.isin(token, eos).cpu()
+        rollout.ended[rows[done]] = True
+        if done.all() or t + 1 == T:
+            break
+        if done.any():
+            kept = survivors(done)
+            cache.keep_rows(kept)
+            rows, token = rows[kept], token[kept]
+        logits = model(token[:, None], cache=cache, skip=skip)[:, 0]
+    return rollout.trimmed()
+
+
+@torch.no_grad()
+def generate_naive(model, prompts, n_samples, max_new_tokens, eos_ids, temperature=1.0, skip=None, seed=0) -> Rollout:
+    """The specification of `generate`: each row alone, its whole sequence through the model again for every token."""
+    uniforms = uniform_streams(model, prompts, n_samples, max_new_tokens, seed)
+    rollout = empty_rollout(model, prompts, n_samples, max_new_tokens)
+    for row, prompt in enumerate(rollout.prompts):
+        sequence = list(prompt)
+        for t in range(max_new_tokens):
+            logits = model(torch.tensor([sequence], device=rollout.tokens.device), skip=skip)[:, -1]
+            token, logprob = sample(logits, uniforms[row, t : t + 1], temperature)
+            rollout.tokens[row, t], rollout.logprobs[row, t], rollout.mask[row, t] = token, logprob, True
+            sequence.append(token.item())
+            if sequence[-1] in eos_ids:
+                rollout.ended[row] = True
+                break
+    return rollout.trimmed()
+
+
+def completion_logprobs(
+    model: Decoder, prompts: list[list[int]], tokens: Tensor, mask: Tensor, temperature: float = 1.0, skip=None
+) -> tuple[Tensor, Tensor]:
+    """log π of given completions in one teacher-forced pass, differentiable, and π's entropy at each token, detached.
+
+    prompts: n lists; tokens, mask: (n, T) as in `Rollout` -> (n, T) each, 0 outside the mask.
+    """
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    width = int((lengths + mask.sum(dim=1).cpu()).max())
+    sequences = torch.zeros((len(prompts), width), dtype=torch.int64)  # padded on the right: no row looks there
+    predicts = torch.zeros((len(prompts), width), dtype=torch.bool)  # the positions whose next token is in the mask
+    for row, prompt in enumerate(prompts):
+        completion = tokens[row, mask[row]].cpu()
+        end = len(prompt) + len(completion)
+        sequences[row, :end] = torch.cat((torch.tensor(prompt), completion))
+        predicts[row, len(prompt) - 1 : end - 1] = True
+    logits = model(sequences.to(tokens.device), skip=skip, logits_for=predicts.to(tokens.device))  # (m, V)
+    logprobs = log_softmax(logits, temperature)
+    with torch.no_grad():
+        entropy = -(logprobs.exp() * logprobs).sum(dim=-1)  # (m,)
+    chosen = logprobs.gather(1, tokens[mask][:, None])[:, 0]  # (m,)
+    zeros = torch.zeros(mask.shape, dtype=chosen.dtype, device=chosen.device)
+    return zeros.masked_scatter(mask, chosen), zeros.masked_scatter(mask, entropy)
+
+
+def empty_rollout(model: Decoder, prompts: list[list[int]], n_samples: int, max_new_tokens: int) -> Rollout:
+    weight, shape = model.lm_head.weight, (len(prompts) * n_samples, max_new_tokens)
+    return Rollout(
+        prompts=[prompt for prompt in prompts for _ in range(n_samples)],
+        tokens=weight.new_zeros(shape, dtype=torch.int64),
+        mask=weight.new_zeros(shape, dtype=torch.bool),
+        logprobs=weight.new_zeros(shape, dtype=torch.promote_types(weight.dtype, torch.float32)),
+        ended=weight.new_zeros(shape[0], dtype=torch.bool),
+    )
+
+
+def prefill(model: Decoder, prompts: list[list[int]], max_new_tokens: int, skip) -> tuple[Tensor, KVCache]:
+    """Reads P prompts, padded on the left: the logits of the first new token (P, V), and a cache with room to go on."""
+    device = model.lm_head.weight.device
+    longest = max(map(len, prompts))
+    padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
+    tokens = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
+    cache = KVCache(model, len(prompts), longest + max_new_tokens - 1, skip, padding if padding.any() else None)
+    last = torch.zeros(tokens.shape, dtype=torch.bool, device=device)
+    last[:, -1] = True
+    return model(tokens, cache=cache, skip=skip, logits_for=last), cache
+
+
+def survivors(done: Tensor) -> Tensor:
+    """The rows that stay, (n,): each in its own place, or from beyond n into the place of a finished one."""
+    n = int((~done).sum())
+    rows = torch.arange(n)
+    rows[done[:n]] = (~done[n:]).nonzero()[:, 0] + n
+    return rows
+
+
+def uniform_streams(model: Decoder, prompts, n_samples: int, max_new_tokens: int, seed: int | list[int]) -> Tensor:
+    """Row p·G + g: the first numbers in [0, 1) of the stream (seed[p], g). (P·G, max_new_tokens), float64, CPU."""
+    if not prompts or n_samples < 1 or max_new_tokens < 1:
+        raise ValueError(
+            f"{len(prompts)} prompts, {n_samples} samples, {max_new_tokens} new tokens: all must be positive"
+        )
+    longest, context = max(map(len, prompts)), model.config.max_position_embeddings
+    if not all(prompts) or longest + max_new_tokens > context:
+        raise ValueError(
+            f"prompts of {min(map(len, prompts))} to {longest} tokens, {max_new_tokens} new ones: a prompt must not be "
+            f"empty, and the model's max_position_embeddings leaves room for {context} in all"
+        )
+    seeds = range(seed, seed + len(prompts)) if isinstance(seed, int) else seed
+    if len(seeds) != len(prompts):
+        raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts")
+    streams = [np.random.default_rng([s, g]).random(max_new_tokens) for s in seeds for g in range(n_samples)]
+    return torch.from_numpy(np.stack(streams))
+
+
+def sample(logits: Tensor, u: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """One token a row by inverting the distribution function: logits (n, V), uniform numbers u (n,) -> token, logprob.
+
+    The running sum is in float64 and u is scaled by its last value: in float32 some of a large vocabulary's tokens
+    could never be drawn, and the sum may end below 1. One number a row is far cheaper than torch.multinomial's V.
+    """
+    if temperature == 0:
+        token = logits.argmax(dim=-1)
+        return token, torch.zeros_like(token, dtype=torch.promote_types(logits.dtype, torch.float32))
+    logprobs = log_softmax(logits, temperature)  # (n, V)
+    place = logprobs.cpu() if logprobs.device.type == "mps" else logprobs  # MPS has no float64
+    running = place.exp().cumsum(dim=-1, dtype=torch.float64)  # (n, V)
+    target = u.to(running.device)[:, None] * running[:, -1:]
+    token = torch.searchsorted(running, target, right=True).clamp(max=logits.shape[-1] - 1).to(logits.device)  # (n, 1)
+    return token[:, 0], logprobs.gather(1, token)[:, 0]
+
+
+def log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    """log of the softmax of logits/τ, in float32 or better."""
+    return F.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature, dim=-1)

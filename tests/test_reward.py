@@ -1,0 +1,289 @@
+"""Specification of the reward: which texts hold the reference, which do not, and what a hostile policy cannot do."""
+
+import json
+import random
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from reward import MAX_CHARACTERS, MAX_EXPONENT, extract_answer, is_correct, parse_number
+
+GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k_test.jsonl"
+
+RIGHT = [  # completion, reference
+    ("#### 42", "42"),
+    ("####42", "42"),
+    ("#### 42\n", "42"),
+    ("#### 42 apples", "42"),
+    ("#### 5kg", "5"),
+    ("#### 5 m", "5"),
+    ("#### 60 miles/hour", "60"),
+    ("#### $5/hour", "5"),
+    ("#### 42, which is even", "42"),
+    ("#### 42 (in all)", "42"),
+    ("#### $18", "18"),
+    ("#### 18€", "18"),
+    ("#### 1,000,000", "1000000"),
+    ("#### 1000", "1,000"),
+    ("#### Total: 42", "42"),
+    ("#### x = 5", "5"),
+    ("#### \\boxed{42}", "42"),
+    ("The answer is 42", "42"),
+    ("The answer is: 42", "42"),
+    ("the ANSWER IS 42.", "42"),
+    ("**The answer is 42**", "42"),
+    ("**The answer is 42.**", "42"),
+    ("**The answer is:** 42", "42"),
+    ("The answer is **42** apples.", "42"),
+    ("The answer is $42$", "42"),
+    ("The answer is \\(42\\).", "42"),
+    ("The answer is $1,234.50.", "1234.5"),
+    ("The answer is 42. I checked it 3 times.", "42"),
+    ("The answer is 42! All 3 checks agree.", "42"),
+    ("The answer is $\\boxed{42}$.", "42"),
+    ("\\boxed{42}", "42"),
+    ("\\boxed{\n42\n}", "42"),
+    ("\\boxed{\\$5}", "5"),
+    ("\\boxed{1{,}234}", "1234"),
+    ("\\boxed{1,\\!234}", "1234"),
+    ("\\boxed{42\\text{ apples}}", "42"),
+    ("\\boxed{90^\\circ}", "90"),
+    ("\\boxed{\\boxed{42}}", "42"),
+    ("\\boxed{3/4}", "0.75"),
+    ("\\boxed{\\frac{3}{4}}", "3/4"),
+    ("\\boxed{-\\frac34}", "-\\dfrac{3}{4}"),
+    ("#### -7", "-7"),
+    ("#### \N{MINUS SIGN}7", "-7"),
+    ("#### -$7", "-7"),
+    ("#### $-7", "-7"),
+    ("#### +5", "5"),
+    ("#### -0", "0"),
+    ("#### 007", "7"),
+    ("#### 1e3", "1000"),
+    ("#### 2.5E-1", "1/4"),
+    ("#### 50%", "50"),
+    ("#### 50\\%", "50"),
+    ("#### .5", "0.5"),
+    ("#### 2.50", "2.5"),
+    ("#### 0.1", "1/10"),
+    ("#### 3 / 4 cup", "3/4"),
+    ("3 + 4 = 7\n#### 7", "7"),
+    ("#### 1\nNo: #### 42", "42"),
+    ("The answer is 1.\n\\boxed{42}", "42"),
+]
+
+WRONG = [  # completion, reference, why
+    ("#### 43", "42", "another number"),
+    ("#### -42", "42", "another sign"),
+    ("#### 0.333", "1/3", "rounded"),
+    ("#### 0.30000000000000001", "0.3", "equal as floats only"),
+    ("", "42", "nothing"),
+    ("42", "42", "no marker"),
+    ("She has 42 apples.", "42", "no marker"),
+    ("### 42", "42", "three signs are no marker"),
+    ("The answer isn't 42", "42", "no marker"),
+    ("The answer is not 42", "42", "words before the value"),
+    ("####", "42", "empty"),
+    ("#### \n42", "42", "the marker ends with its line"),
+    ("The answer is.\n42", "42", "empty"),
+    ("\\boxed{}", "42", "empty"),
+    ("\\boxed{42", "42", "unbalanced"),
+    ("\\boxed{42\\}", "42", "an escaped brace closes nothing"),
+    ("#### 42\n####", "42", "the last marker is empty"),
+    ("#### 42\n\\boxed{", "42", "the last marker is unreadable"),
+    ("#### 42, so the answer is clear", "42", "the last marker holds no value"),
+    ("#### 42\n#### 43", "42", "the last marker counts"),
+    ("\\boxed{42 \\boxed{43}}", "42", "the inner marker counts"),
+    ("#### 5 or 6", "5", "two values"),
+    ("#### 5, 6", "5", "two values"),
+    ("#### 5-6", "5", "two values"),
+    ("#### 5 6", "5", "two values"),
+    ("#### $5$6", "56", "two values"),
+    ("#### 5 apples and 6 pears", "5", "two values"),
+    ("#### 3 + 4 = 7", "7", "several values"),
+    ("#### 2^5", "32", "an expression"),
+    ("#### 2**5", "2", "an expression"),
+    ("#### 5x", "5", "algebra"),
+    ("\\boxed{2\\pi}", "2", "algebra"),
+    ("\\boxed{\\sqrt{4}}", "2", "an expression"),
+    ("#### 1 1/2", "1.5", "a mixed number is written as two values"),
+    ("\\boxed{1\\frac12}", "1.5", "a mixed number is written as two values"),
+    ("\\boxed{\\frac125}", "12/5", "the LaTeX reads 1/2 5"),
+    ("#### 1/2/3", "1/6", "an expression"),
+    ("#### 1,23", "123", "malformed separators"),
+    ("#### 12,34,5", "12345", "malformed separators"),
+    ("#### 1,2345", "12345", "malformed separators"),
+    ("#### 0,500", "500", "malformed separators"),
+    ("#### 1.234.567", "1234567", "two points"),
+    ("#### 1_000", "1000", "Python's notation"),
+    ("#### 0x2A", "42", "Python's notation"),
+    ("#### 42...", "42", "an unfinished number"),
+    ("#### 1/0", "0", "not a number"),
+    ("#### \N{ARABIC-INDIC DIGIT FOUR}\N{ARABIC-INDIC DIGIT TWO}", "42", "digits are ASCII"),
+    ("#### 4\N{SUPERSCRIPT TWO}", "4", "digits are ASCII"),
+    ("#### \N{RIGHT-TO-LEFT OVERRIDE}24", "24", "shown as 42"),
+    ("#### 42\0", "42", "a null byte is no unit"),
+]
+
+LATEX = [  # completion, reference, equal as strings?
+    ("\\boxed{\\frac{\\pi}{2}}", "\\frac{\\pi}{2}", True),
+    ("\\boxed{ (3, \\frac{\\pi}{2}) }", "(3, \\frac{\\pi}{2})", True),
+    ("The answer is $\\frac{\\pi}{2}$.", "\\frac{\\pi}{2}", True),
+    ("#### **x + 1**", "$x + 1$", True),
+    ("\\boxed{\\pi/2}", "\\frac{\\pi}{2}", False),  # equal to a mathematician; not compared here
+    ("\\boxed{2}", "2\\pi", False),
+    ("\\boxed{}", "", False),
+    ("\\boxed{$}", "$", False),
+    ("x + 1", "x + 1", False),
+]
+
+MEGABYTE = 1_000_000
+HOSTILE = {
+    "digits": "9" * 10 * MEGABYTE,
+    "braces": "{" * MEGABYTE,
+    "boxes": "\\boxed{" * (MEGABYTE // 7),
+    "balanced boxes": "\\boxed{" * 100_000 + "42" + "}" * 100_000,
+    "box of braces": "\\boxed{" + "{}" * (MEGABYTE // 2),
+    "backslashes": "\\boxed{" + "\\" * MEGABYTE,
+    "hashes": "#" * MEGABYTE,
+    "spaced hashes": "#### " * (MEGABYTE // 5),
+    "answers": "answer is " * (MEGABYTE // 10),
+    "full stops": "." * MEGABYTE,
+    "white space": " " * MEGABYTE + "x",
+    "line ends": "\r\n" * MEGABYTE + "#",
+    "letters then a digit": "a" * MEGABYTE + "5",
+    "a digit then letters": "5" + "a" * MEGABYTE + "5",
+    "commas": "1" + ",000" * (MEGABYTE // 4) + "x",
+    "slashes": "1/" * MEGABYTE,
+    "signs": "+-" * MEGABYTE,
+    "fractions": "\\frac{1}{2}" * (MEGABYTE // 11),
+    "texts": "\\text{" * (MEGABYTE // 6),
+    "tower": "9^{9^{9^9}}",
+    "exponent": "1e999999999",
+    "negative exponent": "1e-999999999",
+    "exponent of many digits": "1e" + "9" * MEGABYTE,
+    "fraction of exponents": "1e999/1e-99999",
+    "null bytes": "\0" * MEGABYTE,
+    "right-to-left marks": "\N{RIGHT-TO-LEFT MARK}" * MEGABYTE,
+    "lone surrogates": "\ud800" * MEGABYTE,
+    "code": "__import__('os').system('true')",
+}
+
+
+@pytest.mark.parametrize("completion, answer", RIGHT)
+def test_a_right_form_earns_the_reward(completion, answer):
+    """Real models write one value in many ways; each that is refused is a right answer punished."""
+    assert is_correct(completion, answer) is True
+
+
+@pytest.mark.parametrize("completion, answer, why", WRONG)
+def test_a_wrong_form_earns_nothing(completion, answer, why):
+    """Whatever is paid for without one right value in the last marker, a policy learns to write."""
+    assert is_correct(completion, answer) is False, why
+
+
+@pytest.mark.parametrize("completion, answer, equal", LATEX)
+def test_a_reference_that_is_no_number_is_compared_as_a_string(completion, answer, equal):
+    """MATH's answers are LaTeX: string equality never pays a wrong one, and misses some right ones."""
+    assert is_correct(completion, answer) is equal
+
+
+@pytest.mark.parametrize("separator", [" ", ", ", ",", "/", "-", " or ", "\t", "$", "**", "\\,", "{}", "\0"])
+@pytest.mark.parametrize("marker", ["#### {}", "The answer is {}", "\\boxed{{{}}}"])
+def test_every_number_from_0_to_100_in_one_marker_earns_nothing(marker, separator):
+    """The plainest game: a list of all answers holds the right one."""
+    completion = marker.format(separator.join(map(str, range(101))))
+    assert not any(is_correct(completion, str(n)) for n in range(101))
+
+
+@pytest.mark.parametrize("marker", ["#### {}", "The answer is {}", "\\boxed{{{}}}"])
+@pytest.mark.parametrize("separator", [" ", "\n", ". "])
+def test_a_marker_for_every_number_pays_for_the_last_alone(marker, separator):
+    """The same game over many markers: only the last is looked at."""
+    completion = separator.join(marker.format(n) for n in range(101))
+    assert [n for n in range(101) if is_correct(completion, str(n))] == [100]
+
+
+@pytest.mark.parametrize("form", ["#### {}", "The answer is {}.", "\\boxed{{{}}}", "#### {}.00", "#### ${} in all"])
+def test_a_number_equals_itself_alone(form):
+    """Equality is that of the numbers, whatever their dress."""
+    numbers = [-1000, -7, -1, 0, 1, 7, 10, 70, 100, 1000, 10_000, 1_234_567]
+    for n in numbers:
+        for dressed in (form.format(n), form.format(f"{n:,}")):
+            assert [m for m in numbers if is_correct(dressed, str(m))] == [n], dressed
+
+
+@pytest.mark.parametrize(
+    "completion, text",
+    [
+        ("so 42", None),
+        ("\\boxed{1", None),
+        ("#### 42 apples \nbye", "42 apples"),
+        ("####", ""),
+        ("The answer is 3.5 m. Yes.", "3.5 m"),
+        ("#### 3.5 m. Yes.", "3.5 m. Yes."),
+        ("\\boxed{\\{1, {2}\\}} and so on", "\\{1, {2}\\}"),
+    ],
+)
+def test_a_marker_ends_with_its_line_sentence_or_brace(completion, text):
+    """What follows a marker's end is running text again."""
+    assert extract_answer(completion) == text
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("0.1", Fraction(1, 10)),
+        ("-3/4", Fraction(-3, 4)),
+        ("1e-2", Fraction(1, 100)),
+        ("12345678901234567890.1", Fraction(123456789012345678901, 10)),
+        ("", None),
+        ("5 6", None),
+        ("1/0", None),
+        ("1/0.0", None),
+        (f"1e{MAX_EXPONENT}", Fraction(10) ** MAX_EXPONENT),
+        (f"1e{MAX_EXPONENT + 1}", None),
+        (f"1e-{MAX_EXPONENT + 1}", None),
+        ("9" * MAX_CHARACTERS, Fraction(10) ** MAX_CHARACTERS - 1),
+        ("9" * (MAX_CHARACTERS + 1), None),
+    ],
+)
+def test_a_number_is_read_exactly_or_not_at_all(text, value):
+    """Floats would call 0.1 + 2e-17 a right 0.1; and numbers without a limit would cost time and memory without one."""
+    assert parse_number(text) == value
+
+
+@pytest.mark.parametrize("marker", ["{}", "#### {}", "The answer is {}", "\\boxed{{{}}}", "{} #### 42"])
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_string_costs_under_a_second(name, marker):
+    """One completion must not stall or end a training run; the limit is a second for texts of up to 10 MB."""
+    completion = marker.format(HOSTILE[name])
+    start = time.process_time()
+    is_correct(completion, "42")
+    is_correct("#### 42", HOSTILE[name])
+    seconds = time.process_time() - start
+    assert seconds < 1, f"{name}: {seconds:.2f} s"
+
+
+def test_no_two_strings_raise():
+    """A policy early in training writes anything. Seeded, so that a failure can be repeated."""
+    pieces = ["####", "answer is", "\\boxed{", "\\frac", "\\text{", "{", "}", "\\", "$", "**", "%", "/", ",", "."]
+    pieces += ["-", "\N{MINUS SIGN}", "=", "e", "E+", "0", "1", "42", "000", "9" * 50, "x", "kg", " ", "\n", "\r"]
+    pieces += ["\0", "²", "٤", "\u200f", "\u2028", "\ud800", "\U0001f34e"]
+    rng = random.Random(0)
+    for _ in range(10_000):
+        completion, answer = ("".join(rng.choices(pieces, k=rng.randrange(20))) for _ in range(2))
+        assert is_correct(completion, answer) in (True, False)
+        assert is_correct("#### " + completion, completion) in (True, False)
+
+
+@pytest.mark.skipif(not GSM8K.exists(), reason=f"needs GSM8K's test file at {GSM8K}")
+def test_every_reference_solution_of_gsm8k_is_correct():
+    """The data set's own solutions are right for their own number, and wrong for the next."""
+    solutions = [json.loads(line)["answer"] for line in GSM8K.read_text(encoding="utf-8").splitlines()]
+    for solution in solutions:
+        number = solution.rpartition("#### ")[2]
+        assert is_correct(solution, number)
+        assert not is_correct(solution, str(parse_number(number) + 1))
