@@ -75,7 +75,7 @@ def accuracy(records: list[list[dict]]) -> tuple[float, float]:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" is CUDA, else MPS, else the CPU. Raises ValueError where it is absent."""
+    """The device of that name; "auto" is CUDA, else MPS, else the CPU. Raises ValueError where it lacks."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -85,7 +85,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def load_model(name: str, dtype: str, device: str, template: str | None = None) -> tuple[Decoder, Tokenizer]:
-    """A checkpoint's model and tokenizer. Raises ValueError or FileNotFoundError where they are broken or do not fit."""
+    """A checkpoint's model and tokenizer. Raises ValueError or FileNotFoundError where they are broken or mismatched."""
     folder = find_checkpoint(name)
     tokenizer = Tokenizer(folder, template)
     model = Decoder.from_pretrained(folder, getattr(torch, dtype), pick_device(device))

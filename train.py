@@ -4,7 +4,7 @@
 
 Each step draws a skip mask, samples from the model without the skipped layers, scores the answers, and moves the *full*
 model along a policy gradient that is corrected for having been sampled elsewhere (E1-E8, losses.py). The loop is
-`reinforce`: sample, score, advantage, loss, step. `warm_up` before it is supervised learning on the data set's rationales.
+`reinforce`: sample, score, advantage, loss, step. `warm_up` before it is supervised learning on worked solutions.
 
 Every random draw is a function of (seed, step) alone; nothing else has to be remembered for a run to be repeated.
 """
@@ -106,12 +106,12 @@ AT_LEAST |= {"eval_problems": 1}
 POSITIVE = ("temperature", "lr", "max_grad_norm", "warmup_lr", "retrace_c_bar")
 
 # The keys of a line of metrics.jsonl; null where a figure is not defined. docs/method.md says what each is.
-METRICS = """
-    phase step reward test_accuracy test_accuracy_se loss grad_norm lr stepped skipped_layers
-    acceptance k1 k3 ratio_min ratio_max max_abs_log_ratio ess entropy
-    silent_groups cut_off mean_length tokens tokens_per_second
-    seconds_sample seconds_score seconds_update seconds_evaluate
-""".split()
+METRICS = (
+    *("phase", "step", "reward", "test_accuracy", "test_accuracy_se", "loss", "grad_norm", "lr", "stepped"),
+    *("skipped_layers", "acceptance", "k1", "k3", "ratio_min", "ratio_max", "max_abs_log_ratio", "ess", "entropy"),
+    *("silent_groups", "cut_off", "mean_length", "tokens", "tokens_per_second"),
+    *("seconds_sample", "seconds_score", "seconds_update", "seconds_evaluate"),
+)
 
 
 class MasterWeights:
@@ -165,7 +165,7 @@ def uninterrupted():
 
 
 class Log:
-    """What a run leaves behind: metrics.jsonl, samples.jsonl, a line a step on the terminal, and the time of each phase."""
+    """What a run leaves behind: metrics.jsonl, samples.jsonl, a line a step on the terminal; each phase's time."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -448,7 +448,7 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 0, 2 for a wrong flag or file, 1 for trouble of the machine or the numbers, 130 Ctrl-C."""
+    """The exit status: 0, 2 for a wrong flag or file, 1 for trouble of the machine or the numbers, 130 Ctrl-C."""
     try:
         run = set_up(parse(arguments))
     except (ValueError, OSError) as error:
