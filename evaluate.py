@@ -85,7 +85,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def load_model(name: str, dtype: str, device: str, template: str | None = None) -> tuple[Decoder, Tokenizer]:
-    """A checkpoint's model and tokenizer. Raises ValueError or FileNotFoundError where they are broken or mismatched."""
+    """A checkpoint's model and tokenizer. Raises ValueError or FileNotFoundError where they are broken."""
     folder = find_checkpoint(name)
     tokenizer = Tokenizer(folder, template)
     model = Decoder.from_pretrained(folder, getattr(torch, dtype), pick_device(device))

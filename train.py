@@ -210,7 +210,7 @@ class Run:
 
 
 def reinforce(run: Run) -> None:
-    """The method: settings.steps batches, each sampled under a skip mask of its own, each one step of the full model."""
+    """The method: batches, each sampled under a skip mask of its own, each one step of the full model."""
     s, model, log = run.settings, run.model, run.log
     weights = MasterWeights(model)
     n_layers = model.config.num_hidden_layers

@@ -26,7 +26,9 @@ def build(folder: str | Path, seed: int = 0, vocab_size: int = 1024, **sizes: in
     )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[END], initial_alphabet=alphabet)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+    )
     texts = [f"{problem.question}\n{problem.rationale}" for problem in arith.load("train")]
     tokenizer.train_from_iterator([ASK, *texts], trainer)
 

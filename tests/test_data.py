@@ -1,0 +1,246 @@
+"""Specification of the data sets: what is made of a published record, which files are refused, what a download leaves.
+
+The files are small and made here, in the published formats; the published ones are read where `data_dir` has them.
+"""
+
+import hashlib
+import json
+import socket
+import threading
+import urllib.request
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+import data
+from data import svamp
+from reward import is_correct
+
+FILES = {
+    ("svamp", "train"): "svamp.json",
+    ("svamp", "test"): "svamp.json",
+    ("gsm8k", "train"): "gsm8k_train.jsonl",
+    ("gsm8k", "test"): "gsm8k_test.jsonl",
+    ("math12k", "train"): "math12k_train.jsonl",
+    ("math12k", "test"): "math500.jsonl",
+}
+COUNTS = dict(zip(FILES, (700, 300, 7473, 1319, 4500, 500), strict=True))  # of the published files in `data_dir`
+
+SVAMP = {"Body": "Pens cost 76 dollars.", "Question": "And now?", "Equation": "( 76.0 - 25.0 )", "Answer": 51.0}
+GSM8K = {
+    "question": "How many?",
+    "answer": "He sold 48/2 = <<48/2=24>>24 clips.\nThat is $<<24*50=1200>>1,200.\n#### 1,200",
+}
+MATH = {"problem": "What is $x$?", "solution": "Clearly $\\boxed{\\frac{1}{2}}$.", "answer": "\\frac{1}{2}"}
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch, tmp_path):
+    """A folder that was named is never filled by a download, and no test reads this machine's own cache."""
+
+    def refuse(url, **_):
+        pytest.fail(f"asked for {url}")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def lines(*records):
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+# What is made of a record
+
+
+@pytest.mark.parametrize(
+    "equation, answer, rationale",
+    [
+        ("( 76.0 - 25.0 )", 51.0, "76 - 25 = 51 #### 51"),
+        ("( 76.0 - 25.0 )", 51, "76 - 25 = 51 #### 51"),
+        ("( 5.0 / 2.0 )", 2.5, "5 / 2 = 2.5 #### 2.5"),
+        ("( 10.05 + 1.0 )", 11.05, "10.05 + 1 = 11.05 #### 11.05"),  # only a whole number's .0 goes
+        ("( 6.0 - ( 3.0 + 2.0 ) )", 1.0, "6 - (3 + 2) = 1 #### 1"),
+        ("( ( 4.0 + 13.0 ) * 15.0 )", 255.0, "(4 + 13) * 15 = 255 #### 255"),
+        ("8.0", 8.0, "8 = 8 #### 8"),
+        ("( 22090600.0 + 3.0 )", 22090603.0, "22090600 + 3 = 22090603 #### 22090603"),  # the largest; no 2.20906e+07
+    ],
+)
+def test_an_svamp_equation_reads_as_a_child_would_write_it(equation, answer, rationale):
+    """The rationale is what a warm-up teaches: the outermost brackets and the .0 of every number would be learned."""
+    problem = svamp.to_problem(SVAMP | {"Equation": equation, "Answer": answer})
+    assert problem == data.Problem("Pens cost 76 dollars. And now?", rationale.split(" #### ")[1], rationale)
+
+
+def test_svamp_is_split_after_its_700th_problem(tmp_path):
+    """There is no official split; this one has to be the same for everybody, or accuracies cannot be compared."""
+    records = [SVAMP | {"Answer": float(i)} for i in range(1000)]
+    (tmp_path / "svamp.json").write_text(json.dumps(records))
+    assert [problem.answer for problem in data.load("svamp", "train", tmp_path)] == [str(i) for i in range(700)]
+    assert [problem.answer for problem in data.load("svamp", "test", tmp_path)] == [str(i) for i in range(700, 1000)]
+
+
+def test_gsm8k_loses_its_calculator_notes_and_the_comma_of_thousands(tmp_path):
+    """<<48/2=24>> is for a calculator that is not there; the answer is one spelling, whatever the file has."""
+    (tmp_path / "gsm8k_test.jsonl").write_text(lines(GSM8K))
+    [problem] = data.load("gsm8k", "test", tmp_path)
+    assert problem.answer == "1200"
+    assert problem.rationale == "He sold 48/2 = 24 clips.\nThat is $1,200.\n#### 1200"
+
+
+def test_math12k_ends_its_solution_with_the_marker_that_the_prompt_asks_for(tmp_path):
+    """MATH boxes its answers; a warm-up on bare solutions would teach a form that the prompt does not ask for."""
+    two_lines = MATH | {"answer": "1,\n2"}  # a marker's answer ends with its line
+    (tmp_path / "math500.jsonl").write_text(lines(MATH, two_lines))
+    one, two = data.load("math12k", "test", tmp_path)
+    assert one.rationale == MATH["solution"] + "\n#### \\frac{1}{2}"
+    assert two.answer == "1, 2" and two.rationale.endswith("\n#### 1, 2")
+
+
+def test_a_part_of_math12k_serves_only_where_the_whole_is_absent(tmp_path, capsys):
+    """A part may be all that somebody has, but must not go unnoticed or shadow the whole file."""
+    (tmp_path / "math12k_part.jsonl").write_text(lines(MATH | {"problem": "of the part"}))
+    assert [problem.question for problem in data.load("math12k", "train", tmp_path)] == ["of the part"]
+    assert "math12k_part.jsonl: 1 problems (the published file has 12,000)" in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError, match="math500.jsonl"):
+        data.load("math12k", "test", tmp_path)  # train problems are no test split
+
+    (tmp_path / "math12k_train.jsonl").write_text(lines(MATH | {"problem": "of the whole"}))
+    assert [problem.question for problem in data.load("math12k", "train", tmp_path)] == ["of the whole"]
+
+
+@pytest.mark.parametrize("name, split", FILES)
+def test_the_published_files_hold_what_the_literature_counts(data_dir, name, split, capsys):
+    """A record dropped or read twice would make every accuracy incomparable with published ones."""
+    assert len(data.load(name, split, data_dir)) == COUNTS[name, split]
+    partial = (name, split) == ("math12k", "train")
+    assert ("the published file has" in capsys.readouterr().err) == partial  # a whole file needs no remark
+
+
+@pytest.mark.parametrize("name, split", FILES)
+def test_every_rationale_earns_the_reward_of_its_own_answer(data_dir, name, split):
+    """A warm-up teaches the rationales; one that the reward refuses would be unlearned by what follows."""
+    assert [p for p in data.load(name, split, data_dir) if not is_correct(p.rationale, p.answer)] == []
+
+
+# Which files are refused
+
+
+@pytest.mark.parametrize("name, split", FILES)
+def test_a_named_folder_that_lacks_the_file_is_an_error_and_no_download(tmp_path, name, split):
+    """Who names a folder means its files; fetching others in their place would hide a typing error."""
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(FileNotFoundError) as error:
+            data.load(name, split, folder)
+        assert str(folder / FILES[name, split]) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content, place",
+    [
+        (lines(GSM8K) + '{"question": "cut in the mid', "line 2"),
+        (lines(GSM8K) + "\n" + lines({"question": "no answer"}), "line 3"),  # blank lines pass, and are counted
+        (lines(GSM8K, {"question": "of a wrong type", "answer": 4}), "line 2"),
+        (lines(GSM8K, ["not", "a", "record"]), "line 2"),
+        (lines({"question": "no marker", "answer": "It is 4."}), "####"),
+        ("", "no records"),
+        ("\n \n", "no records"),
+        (lines(GSM8K).encode() + b"\xff\xfe", "UTF-8"),
+    ],
+)
+def test_broken_json_lines_name_the_file_and_the_line(tmp_path, content, place):
+    """Seven thousand lines are not searched by eye; and no broken record may be skipped in silence."""
+    path = tmp_path / "gsm8k_test.jsonl"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError) as error:
+        data.load("gsm8k", "test", tmp_path)
+    assert str(path) in str(error.value) and place in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content, place",
+    [
+        (json.dumps([SVAMP, {"Body": "and no more"}]), "record 2"),
+        (json.dumps([SVAMP, SVAMP | {"Answer": "51"}]), "record 2"),
+        (json.dumps([SVAMP])[:-10], "no JSON"),
+        (json.dumps(SVAMP), "record 1"),  # one record in place of a list
+        ("[]", "no records"),
+        pytest.param("5", "svamp.json", marks=pytest.mark.xfail(raises=TypeError, reason="iterates over a number")),
+    ],
+)
+def test_a_broken_json_list_names_the_file_and_the_record(tmp_path, content, place):
+    """As above, for the one data set that is published as a list."""
+    (tmp_path / "svamp.json").write_text(content)
+    with pytest.raises(ValueError) as error:
+        data.load("svamp", "train", tmp_path)
+    assert str(tmp_path / "svamp.json") in str(error.value) and place in str(error.value)
+
+
+@pytest.mark.xfail(reason="gives an empty split, on which an accuracy is a division by zero", strict=True)
+def test_a_part_of_svamp_without_test_problems_is_an_error(tmp_path):
+    """The test split begins at the 701st problem: a shorter file has none, and nothing could be measured."""
+    (tmp_path / "svamp.json").write_text(json.dumps([SVAMP] * 5))
+    with pytest.raises(ValueError, match=r"svamp\.json"):
+        data.load("svamp", "test", tmp_path)
+
+
+def test_a_byte_order_mark_and_windows_line_ends_change_nothing(tmp_path):
+    """An editor adds them unasked; the mark would break the first line, a return would end up in an answer."""
+    path = tmp_path / "gsm8k_test.jsonl"
+    path.write_text(lines(GSM8K, GSM8K))
+    plain = data.load("gsm8k", "test", tmp_path)
+    path.write_bytes(b"\xef\xbb\xbf" + lines(GSM8K, GSM8K).replace("\n", "\r\n").encode())
+    assert data.load("gsm8k", "test", tmp_path) == plain
+
+
+def test_line_separators_of_unicode_do_not_end_a_line(tmp_path):
+    """U+2028 and U+0085 stand unescaped in valid JSON; str.splitlines would tear such a record apart."""
+    record = GSM8K | {"question": "one\u2028two\u0085three"}
+    (tmp_path / "gsm8k_test.jsonl").write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert data.load("gsm8k", "test", tmp_path)[0].question == record["question"]
+
+
+@pytest.mark.parametrize("name, split", [("svmap", "train"), ("svamp", "dev")])
+def test_an_unknown_data_set_or_split_is_answered_with_the_known_ones(name, split):
+    """The names are few, and a typing error should not cost a look into the source."""
+    with pytest.raises(ValueError, match="svamp, gsm8k, math12k, arith, train or test") as error:
+        data.load(name, split)
+    assert repr(name) in str(error.value) and repr(split) in str(error.value)
+
+
+# What a download leaves
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `body` at every address, under a Content-Length of `promised`."""
+
+    def __init__(self, body: bytes):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.body, self.promised, self.requests = body, len(body), 0
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.server.requests += 1
+        self.send_response(200)
+        self.send_header("Content-Length", str(self.server.promised))
+        self.end_headers()
+        self.wfile.write(self.server.body)  # and the connection closes, whatever was promised
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch, no_network):
+    """A server of a small SVAMP, which the loader takes for the published one."""
+    monkeypatch.undo()  # of no_network, whose part about the network does not hold here
+    body = json.dumps([SVAMP]).encode()
+    with Server(body) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/SVAMP.json"
+        source = replace(svamp.SOURCE, url=url, sha256=hashlib.sha256(body).hexdigest(), records=1)
+        monkeypatch.setattr(svamp, "SOURCE", source)
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        yield server
+        server.shutdown()

@@ -1,0 +1,212 @@
+"""The equations E1-E8 and the diagnostics, against worked examples by hand and against literal recursions."""
+
+import math
+
+import pytest
+import torch
+
+from losses import diagnostics, gradient_weights, group_advantages, log_ratio, normaliser, policy_loss
+
+RHO = torch.tensor([[2.0, 0.5, 4.0]], dtype=torch.float64)
+LOG_RHO, MASK = RHO.log(), torch.ones(1, 3, dtype=torch.bool)
+ALL_WEIGHTS = [
+    {"kind": "on-policy"},
+    {"kind": "is", "level": "token"},
+    {"kind": "is", "level": "sequence"},
+    {"kind": "is", "level": "token", "cap": None},
+    {"kind": "is", "level": "sequence", "cap": None},
+    {"kind": "retrace", "trace": "product"},
+    {"kind": "retrace", "trace": "token"},
+]
+BOUNDED = [kwargs for kwargs in ALL_WEIGHTS if kwargs.get("cap", 2.0) is not None]
+
+
+def random_case(N=5, T=9, scale=1.0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, T + 1, (N, 1), generator=generator)
+    mask = torch.arange(T) < lengths
+    return torch.randn((N, T), generator=generator, dtype=torch.float64) * scale * mask, mask
+
+
+@pytest.mark.parametrize(
+    "kwargs, expected",
+    [
+        ({"kind": "on-policy"}, [1, 1, 1]),
+        ({"kind": "is", "level": "token"}, [2, 0.5, 2]),
+        ({"kind": "is", "level": "token", "cap": 1.5}, [1.5, 0.5, 1.5]),
+        ({"kind": "is", "level": "token", "cap": None}, [2, 0.5, 4]),
+        ({"kind": "is", "level": "sequence"}, [2, 2, 2]),
+        ({"kind": "is", "level": "sequence", "cap": 5.0}, [4, 4, 4]),
+        ({"kind": "is", "level": "sequence", "cap": None}, [4, 4, 4]),
+        ({"kind": "retrace"}, [0.5, 0.5, 1]),
+        ({"kind": "retrace", "lam": 0.5}, [0.125, 0.25, 1]),
+        ({"kind": "retrace", "lam": 0.0}, [0, 0, 1]),
+        ({"kind": "retrace", "c_bar": 3.0}, [1, 0.5, 3]),
+        ({"kind": "retrace", "trace": "token"}, [1, 0.5, 1]),
+        ({"kind": "retrace", "trace": "token", "lam": 0.5}, [0.5, 0.25, 0.5]),
+    ],
+)
+def test_weights_of_ratios_2_half_4_by_hand(kwargs, expected):
+    """E4-E8 with ρ = (2, ½, 4): W = 4, the traces min(1, ρ) are (1, ½, 1), and c_t itself is not in the product."""
+    weights = gradient_weights(log_ratio=LOG_RHO, mask=MASK, **kwargs)
+    torch.testing.assert_close(weights, torch.tensor([expected], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kwargs", ALL_WEIGHTS)
+def test_all_weights_are_1_where_nothing_is_skipped(kwargs):
+    """With ρ = 1, λ = 1 and caps of 1 or more every gradient is the on-policy one (invariant 1)."""
+    _, mask = random_case()
+    weights = gradient_weights(log_ratio=torch.zeros(mask.shape), mask=mask, **kwargs)
+    assert torch.equal(weights, mask.float())
+
+
+@pytest.mark.parametrize("lam", [1.0, 0.9, 0.0])
+def test_retrace_is_the_backward_recursion_of_q_ret(lam):
+    """T6: Q_ret(t) = c_{t+1} Q_ret(t+1) + (1 − c_{t+1}) b from Q_ret(T) = R is b + (R − b) Π_{s>t} c_s, hence E7."""
+    log_rho, mask = random_case()
+    weights = gradient_weights("retrace", log_rho, mask, lam=lam)
+    reward, b = 1.0, 0.3
+    for row in range(len(mask)):
+        rho = log_rho[row, mask[row]].exp().tolist()
+        q = reward
+        for t in reversed(range(len(rho))):
+            if t + 1 < len(rho):
+                c = lam * min(1.0, rho[t + 1])
+                q = c * q + (1 - c) * b
+            assert weights[row, t].item() * (reward - b) == pytest.approx(min(1.0, rho[t]) * (q - b), abs=1e-12)
+
+
+@pytest.mark.parametrize("kwargs", ALL_WEIGHTS)
+def test_what_stands_outside_the_mask_never_matters(kwargs):
+    """Padding holds anything, NaN included; weights there are 0, and a 0/1 mask serves as a bool one does."""
+    log_rho, mask = random_case()
+    expected = gradient_weights(log_ratio=log_rho, mask=mask, **kwargs)
+    for rubbish in (math.nan, math.inf, -50.0):
+        spoilt = torch.where(mask, log_rho, rubbish)
+        assert torch.equal(gradient_weights(log_ratio=spoilt, mask=mask.double(), **kwargs), expected)
+    assert (expected[~mask] == 0).all()
+
+
+@pytest.mark.parametrize("kwargs", BOUNDED)
+@pytest.mark.parametrize("sign", [1.0, -1.0, 0.0])
+def test_bounded_weights_stay_finite_at_any_length(kwargs, sign):
+    """4,096 tokens with |log ρ| up to 20: products are sums of logarithms, capped before the exponential."""
+    log_rho, _ = random_case(N=4, T=4096)
+    log_rho = 20 * (torch.tanh(log_rho) if sign == 0 else sign * torch.ones_like(log_rho)).float()
+    weights = gradient_weights(log_ratio=log_rho, mask=torch.ones(log_rho.shape), **kwargs)
+    assert weights.isfinite().all() and weights.min() >= 0 and weights.max() <= 2
+
+
+def test_an_uncapped_weight_that_overflows_names_its_log():
+    """Truncation is a choice of the estimator: infinity must not be cut quietly, nor become NaN in the loss."""
+    with pytest.raises(OverflowError, match=r"completion 1: .*log W = 200\.0"):
+        log_rho = torch.tensor([[1.0, 1.0], [100.0, 100.0]])
+        gradient_weights("is", log_rho, torch.ones(2, 2), level="sequence", cap=None)
+
+
+@pytest.mark.parametrize("kwargs", ALL_WEIGHTS)
+def test_no_gradient_flows_through_the_weights(kwargs):
+    """E3: w is detached; the score function alone is differentiated."""
+    log_rho = LOG_RHO.clone().requires_grad_()
+    assert not gradient_weights(log_ratio=log_rho, mask=MASK, **kwargs).requires_grad
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ({"kind": "ppo"}, "'ppo'"),
+        ({"kind": "is", "level": "word"}, "'word'"),
+        ({"kind": "retrace", "trace": "sum"}, "'sum'"),
+        ({"kind": "is", "cap": 0.0}, "cap is 0.0"),
+        ({"kind": "retrace", "c_bar": -1.0}, "c_bar is -1.0"),
+        ({"kind": "retrace", "lam": 1.5}, "λ is 1.5"),
+    ],
+)
+def test_unknown_kinds_and_numbers_out_of_range_are_refused(arguments, said):
+    """A typing error must not choose another estimator."""
+    with pytest.raises(ValueError, match=said):
+        gradient_weights(log_ratio=LOG_RHO, mask=MASK, **arguments)
+
+
+def test_log_ratio_by_hand():
+    """E1 is π over η, not the other way round, and 0 outside the mask."""
+    target, behaviour = torch.tensor([[0.5, 0.1, math.nan]]).log(), torch.tensor([[0.25, 0.2, 0.0]]).log()
+    ratio = log_ratio(target, behaviour, torch.tensor([[True, True, False]]))
+    torch.testing.assert_close(ratio, torch.tensor([[math.log(2), math.log(0.5), 0.0]]))
+
+
+@pytest.mark.parametrize(
+    "kind, expected",
+    [
+        ("mean", [0.75, -0.25, -0.25, -0.25]),
+        ("grpo", [0.75 / (0.1875**0.5 + 1e-6)] + [-0.25 / (0.1875**0.5 + 1e-6)] * 3),
+        ("rloo", [1.0, -1 / 3, -1 / 3, -1 / 3]),
+    ],
+)
+def test_advantages_of_one_right_answer_in_four_by_hand(kind, expected):
+    """E2: mean ¼ and population variance 3/16; leave-one-out means are 0 for the right one, ⅓ for the others."""
+    advantages = group_advantages(torch.tensor([[1, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]]), kind)
+    torch.testing.assert_close(advantages, torch.tensor([expected, [0.0] * 4, [0.0] * 4]))
+
+
+@pytest.mark.parametrize("kind", ["grpo", "mean", "rloo"])
+def test_a_group_of_equal_rewards_has_no_signal_at_all(kind):
+    """Ten times 0.1 has a mean that is not 0.1 in floating point; divided by 1e-6 the rounding would be a gradient."""
+    assert (group_advantages(torch.full((3, 10), 0.1), kind) == 0).all()
+
+
+def test_a_group_of_one_and_an_unknown_advantage_are_refused():
+    """One completion has no others to be better than."""
+    with pytest.raises(ValueError, match="1 completion"):
+        group_advantages(torch.ones(4, 1))
+    with pytest.raises(ValueError, match="'ppo'"):
+        group_advantages(torch.ones(4, 2), "ppo")
+
+
+def test_loss_by_hand_and_its_gradient():
+    """E3: −(1/Z) Σ w A log π, so that d loss / d log π = −w A / Z inside the mask and 0 outside."""
+    logprobs = torch.tensor([[-1.0, -2.0], [-3.0, -4.0]], requires_grad=True)
+    weights = torch.tensor([[1.0, 0.5], [2.0, 0.0]])
+    mask, advantages = torch.tensor([[1, 1], [1, 0]]), torch.tensor([1.0, -1.0])
+    loss = policy_loss(logprobs, weights, advantages, mask, normaliser(mask))
+    assert loss.item() == pytest.approx(-(-1.0 - 1.0 + 6.0) / 3)
+    loss.backward()
+    torch.testing.assert_close(logprobs.grad, torch.tensor([[-1.0, -0.5], [2.0, 0.0]]) / 3)
+
+
+def test_losses_of_micro_batches_add_up():
+    """Z is the whole batch's (invariant 5); a mean of the micro-batches' means would weigh short ones too much."""
+    log_rho, mask = random_case()
+    advantages, z = torch.arange(5.0) - 2, normaliser(mask)
+    whole = policy_loss(log_rho, log_rho.exp(), advantages, mask, z)
+    parts = [policy_loss(log_rho[r], log_rho[r].exp(), advantages[r], mask[r], z) for r in ([0, 3], [1], [2, 4])]
+    torch.testing.assert_close(sum(parts), whole)
+
+
+def test_normalisers():
+    """Z counts tokens or completions of the mask it is given, silent ones too, or is the constant."""
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
+    assert [normaliser(mask, kind) for kind in ("tokens", "completions", "64", 64)] == [4.0, 2.0, 64.0, 64.0]
+    for wrong in ("groups", "0", "-1", "nan", "inf"):
+        with pytest.raises(ValueError, match=repr(wrong)):
+            normaliser(mask, wrong)
+
+
+def test_diagnostics_by_hand():
+    """Means over tokens of min(1, ρ), −log ρ and ρ − 1 − log ρ; ESS over completions of W = 2 · ½ = 1 and W = 3."""
+    log_rho = torch.tensor([[2.0, 0.5], [3.0, 1.0]]).log()
+    mask = torch.tensor([[True, True], [True, False]])
+    figures = diagnostics(log_rho, mask)
+    assert figures["acceptance"] == pytest.approx((1 + 0.5 + 1) / 3)
+    assert figures["k1"] == pytest.approx(-math.log(3) / 3)
+    assert figures["k3"] == pytest.approx((1 - 0.5 + 2) / 3 - math.log(3) / 3)
+    assert figures["ratio_min"] == pytest.approx(0.5) and figures["ratio_max"] == pytest.approx(3)
+    assert figures["max_abs_log_ratio"] == pytest.approx(math.log(3))
+    assert figures["ess"] == pytest.approx((1 + 3) ** 2 / (2 * (1 + 9)))
+
+
+def test_ess_shows_a_collapse_that_overflows():
+    """In log space on raw W: one completion with log W = 5,000 among ten is all that is left, 1/10."""
+    log_rho = torch.zeros(10, 5)
+    log_rho[3] = 1000.0
+    assert diagnostics(log_rho, torch.ones(10, 5))["ess"] == pytest.approx(0.1)

@@ -1,0 +1,175 @@
+"""The sampler: the fast one is the naive one, and its recorded log-probabilities are those of the nested model."""
+
+from itertools import product
+
+import pytest
+import torch
+from conftest import small_model
+
+from model import Decoder
+from rollout import completion_logprobs, generate, generate_naive, sample, survivors
+
+PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11], [3, 3]]
+EOS = [0, 12, 20]
+MASKS = [None, (False, True, False, True), (True, False, False, False), (True, True, True, True)]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_model()
+
+
+def same(a, b) -> bool:
+    return torch.equal(a.tokens, b.tokens) and torch.equal(a.mask, b.mask) and torch.equal(a.ended, b.ended)
+
+
+@pytest.mark.parametrize("skip", MASKS)
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
+def test_the_fast_sampler_is_the_naive_one_token_for_token(model, skip, temperature):
+    """Batching, padding, the cache and leaving rows are means of speed only: same streams, same completions."""
+    arguments = {"temperature": temperature, "skip": skip, "seed": 5}
+    fast = generate(model, PROMPTS, 4, 24, EOS, **arguments)
+    naive = generate_naive(model, PROMPTS, 4, 24, EOS, **arguments)
+    assert same(fast, naive)
+    torch.testing.assert_close(fast.logprobs, naive.logprobs, atol=1e-11, rtol=0)
+
+
+@pytest.mark.parametrize("skip", list(product([False, True], repeat=4)))
+def test_recorded_logprobs_are_those_of_a_teacher_forced_pass_with_the_same_mask(model, skip):
+    """Invariant 2, for every mask, through prompts of four lengths, the cache and rows that leave: else ρ is wrong."""
+    rollout = generate(model, PROMPTS, 4, 24, EOS, skip=skip, seed=1)
+    assert len(set(rollout.mask.sum(dim=1).tolist())) > 3, "rows should leave at different times"
+    logprobs, _ = completion_logprobs(model, rollout.prompts, rollout.tokens, rollout.mask, skip=skip)
+    torch.testing.assert_close(rollout.logprobs, logprobs, atol=1e-11, rtol=0)
+
+
+def test_recorded_logprobs_are_of_the_distribution_at_its_temperature(model):
+    """π and η are the softmax of logits/τ: scored at another τ, or without one, they would differ."""
+    rollout = generate(model, PROMPTS, 2, 12, EOS, temperature=0.5, seed=2)
+    at_half, _ = completion_logprobs(model, rollout.prompts, rollout.tokens, rollout.mask, temperature=0.5)
+    at_one, _ = completion_logprobs(model, rollout.prompts, rollout.tokens, rollout.mask)
+    torch.testing.assert_close(rollout.logprobs, at_half, atol=1e-11, rtol=0)
+    assert (at_one - rollout.logprobs).abs().max() > 0.1
+
+
+def test_a_completion_depends_on_its_prompt_and_stream_alone(model):
+    """Invariant 4: not on the other prompts, their order, the size of the group or when finished rows leave."""
+    seeds = [11, 12, 13, 14]
+    together = generate(model, PROMPTS, 3, 24, EOS, seed=seeds)
+    for order in ([2, 0], [3, 2, 1, 0], [1]):
+        apart = generate(model, [PROMPTS[p] for p in order], 2, 24, EOS, seed=[seeds[p] for p in order])
+        for i, p in enumerate(order):
+            for g in range(2):
+                assert apart.completion(i * 2 + g) == together.completion(p * 3 + g)
+
+
+def test_a_longer_budget_continues_the_same_completion(model):
+    """The stream's first numbers do not depend on how many are asked for."""
+    short, long = (generate(model, PROMPTS, 2, n, EOS, seed=3) for n in (6, 24))
+    for row in range(8):
+        assert long.tokens[row, : short.mask[row].sum()].tolist() == short.tokens[row, short.mask[row]].tolist()
+
+
+def test_an_int_seed_stands_for_consecutive_ones(model):
+    """Seed s is s, s+1, … for the prompts, so batches that follow each other share no stream."""
+    assert same(generate(model, PROMPTS, 2, 9, EOS, seed=7), generate(model, PROMPTS, 2, 9, EOS, seed=[7, 8, 9, 10]))
+    assert not same(generate(model, PROMPTS, 2, 9, EOS, seed=7), generate(model, PROMPTS, 2, 9, EOS, seed=8))
+
+
+def test_the_end_token_is_an_action(model):
+    """It stands in tokens, mask and logprobs (a policy has to learn when to stop); nothing stands behind it."""
+    rollout = generate(model, PROMPTS, 8, 24, EOS, seed=4)
+    assert 0 < rollout.ended.sum() < 32
+    for row in range(32):
+        tokens = rollout.tokens[row, rollout.mask[row]].tolist()
+        assert (tokens[-1] in EOS) == rollout.ended[row].item()
+        assert not set(tokens[:-1]) & set(EOS)
+        assert rollout.completion(row) == (tokens[:-1] if rollout.ended[row] else tokens)
+        assert (rollout.logprobs[row, rollout.mask[row]] < 0).all()
+    assert (rollout.logprobs[~rollout.mask] == 0).all()
+    assert rollout.mask.any(dim=0).all(), "no column without a token"
+
+
+def test_a_prompt_is_prefilled_once_and_finished_rows_leave(model, monkeypatch):
+    """What the sampler costs: P rows at first, then as many as are still unfinished."""
+    rows, forward = [], Decoder.forward
+    monkeypatch.setattr(Decoder, "forward", lambda self, x, *a, **k: rows.append(len(x)) or forward(self, x, *a, **k))
+    rollout = generate(model, PROMPTS, 8, 24, EOS, seed=4)
+    assert rows == [4] + rollout.mask.sum(dim=0).tolist()[1:]
+
+
+def test_greedy_is_the_argmax_with_certainty(model):
+    """Temperature 0 is a point mass: its log-probability is 0, and all samples of a prompt are the same."""
+    rollout = generate(model, PROMPTS, 2, 10, EOS, temperature=0.0)
+    assert torch.equal(rollout.tokens[0::2], rollout.tokens[1::2])
+    assert (rollout.logprobs == 0).all()
+    first = model(torch.tensor(PROMPTS[:1]))[0, -1].argmax()
+    assert rollout.tokens[0, 0] == first
+
+
+def test_survivors_move_only_rows_from_the_end():
+    """Rows stay where they are or come from beyond the kept ones: copying in place overwrites nothing needed."""
+    for pattern in product([False, True], repeat=6):
+        done = torch.tensor(pattern)
+        rows = survivors(done)
+        assert sorted(rows.tolist()) == (~done).nonzero()[:, 0].tolist()
+        assert all(row in (i, *range(len(rows), 6)) for i, row in enumerate(rows.tolist()))
+
+
+def test_sampling_inverts_the_distribution_function():
+    """Probabilities (0.1, 0.2, 0, 0.7): u falls into [0, 0.1), [0.1, 0.3) and [0.3, 1), and never on the 0."""
+    probabilities = torch.tensor([0.1, 0.2, 0.0, 0.7], dtype=torch.float64)
+    u = torch.tensor([0.0, 0.0999, 0.1001, 0.2999, 0.3001, 1 - 2**-53], dtype=torch.float64)
+    token, logprob = sample(probabilities.log().expand(6, 4), u, temperature=1.0)
+    assert token.tolist() == [0, 0, 1, 1, 3, 3]
+    torch.testing.assert_close(logprob, probabilities[token].log())
+
+
+def test_every_token_of_a_large_vocabulary_can_be_drawn():
+    """In float32 a running sum near 1 moves in steps of 6e-8: of 50,000 tokens of 1e-9 hardly any could be reached."""
+    V = 50_000
+    probabilities = torch.full((V,), 1e-9, dtype=torch.float64)
+    probabilities[0] = 1 - 1e-9 * (V - 1)
+    wanted = torch.tensor([1, 777, 49_998, 49_999])
+    u = probabilities.cumsum(0)[wanted] - 0.5e-9
+    token, _ = sample(probabilities.log().float().expand(4, V), u, temperature=1.0)
+    assert (token - wanted).abs().max() <= 60, "within float32's rounding of the first probability"
+    assert len(set(token.tolist())) == 4
+
+
+def test_frequencies_are_the_probabilities(model):
+    """2,000 first tokens of one prompt against the model's own distribution, within 5 standard errors each."""
+    rollout = generate(model, PROMPTS[:1], 2000, 1, EOS, seed=6)
+    p = model(torch.tensor(PROMPTS[:1]))[0, -1].softmax(-1)
+    frequency = torch.bincount(rollout.tokens[:, 0], minlength=29) / 2000
+    assert ((frequency - p).abs() <= 5 * (p * (1 - p) / 2000).sqrt() + 1e-3).all()
+
+
+def test_completion_logprobs_and_entropy_by_hand(model):
+    """Against the plainest reading: one row, one log-softmax a token."""
+    rollout = generate(model, PROMPTS, 2, 10, EOS, seed=8)
+    logprobs, entropy = completion_logprobs(model, rollout.prompts, rollout.tokens, rollout.mask)
+    for row in (0, 3, 5):
+        prompt, completion = rollout.prompts[row], rollout.tokens[row, rollout.mask[row]].tolist()
+        table = model(torch.tensor([prompt + completion]))[0, len(prompt) - 1 : -1].log_softmax(-1)
+        n = len(completion)
+        torch.testing.assert_close(logprobs[row, :n], table[range(n), completion])
+        torch.testing.assert_close(entropy[row, :n], -(table.exp() * table).sum(-1))
+    assert (logprobs[~rollout.mask] == 0).all() and not entropy.requires_grad
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (([[1], []], 2, 5, EOS), "must not be empty"),
+        (([[1] * 250], 2, 7, EOS), "room for 256"),
+        (([], 2, 5, EOS), "0 prompts"),
+        (([[1]], 0, 5, EOS), "0 samples"),
+        (([[1]], 2, 0, EOS), "0 new tokens"),
+        (([[1]], 2, 5, EOS, 1.0, None, [1, 2]), "2 seeds for 1 prompts"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused(model, arguments, said):
+    """With what was given, not with an index error from inside."""
+    with pytest.raises(ValueError, match=said):
+        generate(model, *arguments)
