@@ -437,7 +437,7 @@ def save(run: Run) -> None:
 
 LESS_MEMORY = {
     "sample": "--samples, --prompts or --max-new-tokens",
-    "update": "--micro-batch or --max-new-tokens, or take --dtype bfloat16",
+    "update": "--micro-batch or --max-new-tokens",
     "evaluate": "--samples or --prompts, whose product is the size of a batch, or --max-new-tokens",
 }
 

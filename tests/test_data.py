@@ -37,12 +37,16 @@ MATH = {"problem": "What is $x$?", "solution": "Clearly $\\boxed{\\frac{1}{2}}$.
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch, tmp_path):
-    """A folder that was named is never filled by a download, and no test reads this machine's own cache."""
+    """Nothing but this machine is asked for anything, and its own cache is not read."""
+    urlopen = urllib.request.urlopen
 
-    def refuse(url, **_):
-        pytest.fail(f"asked for {url}")
+    def guarded(url, **options):
+        if not url.startswith("http://127.0.0.1:"):
+            pytest.fail(f"asked for {url}")
+        return urlopen(url, **options)
 
-    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(urllib.request, "urlopen", guarded)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -163,7 +167,7 @@ def test_broken_json_lines_name_the_file_and_the_line(tmp_path, content, place):
         (json.dumps([SVAMP, {"Body": "and no more"}]), "record 2"),
         (json.dumps([SVAMP, SVAMP | {"Answer": "51"}]), "record 2"),
         (json.dumps([SVAMP])[:-10], "no JSON"),
-        (json.dumps(SVAMP), "record 1"),  # one record in place of a list
+        (json.dumps(SVAMP), "svamp.json"),  # one record in place of a list
         ("[]", "no records"),
         pytest.param("5", "svamp.json", marks=pytest.mark.xfail(raises=TypeError, reason="iterates over a number")),
     ],
@@ -211,36 +215,91 @@ def test_an_unknown_data_set_or_split_is_answered_with_the_known_ones(name, spli
 # What a download leaves
 
 
-class Server(ThreadingHTTPServer):
-    """Serves `body` at every address, under a Content-Length of `promised`."""
-
-    def __init__(self, body: bytes):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.body, self.promised, self.requests = body, len(body), 0
-
-
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.server.requests += 1
         self.send_response(200)
-        self.send_header("Content-Length", str(self.server.promised))
+        for header in self.server.headers.items():
+            self.send_header(*header)
         self.end_headers()
-        self.wfile.write(self.server.body)  # and the connection closes, whatever was promised
+        self.wfile.write(self.server.body)  # then the connection closes, whatever the headers promised
 
     def log_message(self, *_):
         pass
 
 
 @pytest.fixture
-def server(monkeypatch, no_network):
-    """A server of a small SVAMP, which the loader takes for the published one."""
-    monkeypatch.undo()  # of no_network, whose part about the network does not hold here
-    body = json.dumps([SVAMP]).encode()
-    with Server(body) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+def server(monkeypatch):
+    """A server of a small SVAMP that the loader takes for the published one; .body and .headers may be changed."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.body, server.requests = json.dumps([SVAMP]).encode(), 0
+        server.headers = {"Content-Length": str(len(server.body))}
         url = f"http://127.0.0.1:{server.server_port}/SVAMP.json"
-        source = replace(svamp.SOURCE, url=url, sha256=hashlib.sha256(body).hexdigest(), records=1)
+        source = replace(svamp.SOURCE, url=url, sha256=hashlib.sha256(server.body).hexdigest(), records=1)
         monkeypatch.setattr(svamp, "SOURCE", source)
-        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield server
         server.shutdown()
+
+
+def left_behind(tmp_path):
+    return [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_a_file_is_fetched_once_and_kept_in_the_cache(server, tmp_path):
+    """Every run reads its data anew; only the first may need a network."""
+    first = data.load("svamp", "train")
+    assert [path.read_bytes() for path in left_behind(tmp_path)] == [server.body]
+    assert data.load("svamp", "train") == first
+    assert server.requests == 1
+
+
+@pytest.mark.parametrize(
+    "body, headers",
+    [
+        pytest.param(b"[]", {"Content-Length": "2"}, id="another file"),
+        pytest.param(b'[{"Body": ', {"Content-Length": "9999"}, id="cut in the middle"),
+        pytest.param(
+            b"ff\r\n[{",
+            {"Transfer-Encoding": "chunked"},
+            id="cut in the middle of a chunk",
+            marks=pytest.mark.xfail(reason="http.client.IncompleteRead is no OSError", strict=True),
+        ),
+    ],
+)
+def test_a_wrong_or_cut_download_leaves_nothing_and_is_tried_again(server, tmp_path, body, headers):
+    """A broken file in the cache would be believed for ever: the sum is checked before the name is given."""
+    whole, server.body = server.body, body
+    whole_headers, server.headers = server.headers, headers
+    with pytest.raises(ConnectionError, match="could not download"):
+        data.load("svamp", "train")
+    assert left_behind(tmp_path) == []
+
+    server.body, server.headers = whole, whole_headers
+    assert len(data.load("svamp", "train")) == 1
+
+
+def test_ctrl_c_in_a_download_leaves_nothing(tmp_path, monkeypatch):
+    """Half a file under a temporary name would lie there for ever."""
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(urllib.request, "urlopen", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        data.load("svamp", "train")
+    assert left_behind(tmp_path) == []
+
+
+def test_without_a_network_the_error_says_which_file_to_put_where(tmp_path, monkeypatch):
+    """Somebody behind a firewall needs the address, the place and a way to begin without either."""
+    with socket.socket() as unused:  # bound but not listening: a connection is refused
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/SVAMP.json"
+        monkeypatch.setattr(svamp, "SOURCE", replace(svamp.SOURCE, url=url))
+        with pytest.raises(ConnectionError) as error:
+            data.load("svamp", "train")
+    for part in (url, str(tmp_path / "cache" / "nested-reft" / "svamp.json"), "--data-dir", "--dataset arith"):
+        assert part in str(error.value)
+    assert left_behind(tmp_path) == []
+    assert data.load("arith", "test")  # which indeed asks for nothing

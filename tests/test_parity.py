@@ -39,7 +39,10 @@ CASES = {
     "llama-bias": ("llama", {"attention_bias": True}),
     "llama-tied": ("llama", {"tie_word_embeddings": True}),
     "llama3-rope": ("llama", {"rope_parameters": LLAMA3}),
-    "qwen2": ("qwen2", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "rms_norm_eps": 1e-6}),
+    "qwen2": (
+        "qwen2",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "attention_bias": True},
+    ),  # no key of theirs: ignored
     "qwen3": ("qwen3", {"head_dim": 16}),
 }
 TOLERANCE = {"rtol": 0, "atol": 1e-4}

@@ -1,0 +1,332 @@
+"""Specification of the command line under wrong input: one line that says what is wrong, the exit status, no traceback.
+
+2 is for what the user gave, 1 for what the machine lacks; argparse, which prints its usage first, exits with 2 too.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import data
+import evaluate
+import train
+from data import svamp, tiny
+
+RECORD = {"question": "Two and two?", "answer": "2 + 2 = <<2+2=4>>4\n#### 4"}
+SIZES = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 4, "num_attention_heads": 2, "head_dim": 4}
+CONTEXT = 256
+
+
+def bug(reason):
+    """Marks a case that does not hold yet; strict, so that a fix has to take the mark away."""
+    return pytest.mark.xfail(strict=True, reason=reason)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch, tmp_path):
+    """A wrong model name is looked up in a hub that is offline, a data set in an empty cache."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory):
+    return tiny.build(tmp_path_factory.mktemp("tiny"), vocab_size=300, max_position_embeddings=CONTEXT, **SIZES)
+
+
+@pytest.fixture
+def checkpoint(tiny_folder, tmp_path):
+    return Path(shutil.copytree(tiny_folder, tmp_path / "checkpoint"))
+
+
+@pytest.fixture
+def problems(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("gsm8k_train.jsonl", "gsm8k_test.jsonl"):
+        (folder / name).write_text(json.dumps(RECORD) + "\n")
+    return folder
+
+
+@pytest.fixture
+def complaint(checkpoint, problems, tmp_path, capsys):
+    """A function that runs a script whose flags are right but for those given: (exit status, last line of stderr).
+
+    Such a run must end before it has written anything.
+    """
+
+    def run(script, *wrong, status=2):
+        out = tmp_path / "out"
+        right = [
+            "--model",
+            checkpoint,
+            "--dataset",
+            "gsm8k",
+            "--data-dir",
+            problems,
+            "--max-new-tokens",
+            4,
+            "--out",
+            out,
+        ]
+        try:
+            returned = script.main([str(argument) for argument in (*right, *wrong)])
+        except SystemExit as error:  # argparse
+            returned = error.code
+        printed = capsys.readouterr()
+        assert returned == status, printed.err
+        assert "Traceback" not in printed.err and printed.out == ""
+        assert not out.exists()
+        return printed.err.splitlines()[-1]
+
+    return run
+
+
+# Wrong flags
+
+
+@pytest.mark.parametrize(
+    "flag, value, expected",
+    [
+        ("--dataset", "svmap", "svamp, gsm8k, math12k, arith"),
+        ("--skip-ratio", "1.5", "from 0 to 1"),
+        ("--skip-ratio", "-0.1", "0 or more"),
+        ("--gradient", "reinforce", "on-policy, is, retrace"),
+        ("--advantage", "gae", "grpo, mean, rloo"),
+        ("--normaliser", "zero", "tokens, completions or a positive number"),
+        ("--retrace-lambda", "2", "from 0 to 1"),
+        ("--is-cap", "-1", "0 or more"),
+        ("--samples", "1", "2 or more"),
+        ("--prompts", "0", "1 or more"),
+        ("--max-new-tokens", "0", "1 or more"),
+        ("--micro-batch", "0", "1 or more"),
+        ("--eval-every", "0", "1 or more"),
+        ("--temperature", "0", "more than 0"),
+        ("--steps", "1.5", "invalid int"),
+        ("--lr", "nan", "finite"),
+        ("--lr", "abc", "invalid float"),
+        ("--seed", "-1", "0 or more"),
+        pytest.param("--seed", str(2**32), "less", marks=bug("seed * 2**32 + step overflows in the first step")),
+        ("--dtype", "float8", "float32, bfloat16"),
+        ("--device", "gpu", "cuda"),
+        ("--valid-layers", "nonsense", "border:K or a list such as 2,5,8-11"),
+        ("--valid-layers", "2,9", "from 0 to 3"),
+        ("--valid-layers", "border:-1", "0 or more"),
+        ("--prompt-template", "Q: {queston}", "{question}"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_was_expected(complaint, flag, value, expected):
+    """Most wrong values would otherwise be noticed hours later, in a loss that is not what was asked for."""
+    line = complaint(train, flag, value)
+    assert value in line and expected in line
+    assert flag.strip("-").replace("-", " ") in line.replace("-", " ")
+
+
+def test_an_unknown_flag_is_refused(complaint):
+    """A misspelt flag that was ignored would leave its default in the experiment."""
+    assert "--skip-rate" in complaint(train, "--skip-rate", "0.5")
+
+
+def test_a_ratio_that_asks_for_more_than_the_valid_layers_names_both_numbers(complaint):
+    """D3 must not quietly skip fewer: the ratio on the label would not be the one that was run."""
+    line = complaint(train, "--skip-ratio", "0.99", "--valid-layers", "border:1")
+    assert "4 of 4 layers" in line and "only 2" in line
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_a_device_that_is_not_there_is_named(complaint):
+    """Falling back to the CPU would be a run a hundred times slower that nobody asked for."""
+    assert "'cuda'" in complaint(train, "--device", "cuda")
+
+
+def test_a_completion_longer_than_the_context_is_refused_before_the_run(complaint):
+    """Beyond max_position_embeddings a model was never trained; the first long prompt may come after hours."""
+    line = complaint(train, "--max-new-tokens", "5000")
+    assert "5000" in line and str(CONTEXT) in line and "--max-new-tokens" in line
+
+
+@pytest.mark.parametrize(
+    "flag, value, expected",
+    [
+        ("--problems", "0", "--problems is 0; expected 1 or more"),
+        ("--max-new-tokens", "0", "--max-new-tokens is 0; expected 1 or more"),
+        ("--batch", "0", "--batch is 0; expected 1 or more"),
+        ("--samples", "-1", "--samples and --seed must not be negative"),
+        ("--temperature", "0", "--temperature must be positive"),
+        pytest.param("--temperature", "nan", "--temperature", marks=bug("nan <= 0 is False, so it passes")),
+        ("--split", "dev", "split 'dev': expected one of"),
+        ("--dataset", "svmap", "data set 'svmap', split 'test': expected one of svamp, gsm8k, math12k, arith"),
+        ("--dtype", "float8", "--dtype: invalid choice: 'float8'"),
+        ("--prompt-template", "Q: {queston}", "'Q: {queston}' has no {question}"),
+    ],
+)
+def test_evaluate_refuses_wrong_values_too(complaint, flag, value, expected):
+    """An accuracy of nothing, or of something else than was named, is worse than none."""
+    assert expected in complaint(evaluate, flag, value)
+
+
+@bug("the error is right, but --out is already there, empty")
+def test_evaluate_refuses_completions_longer_than_the_context(complaint):
+    """As in training; and what was not evaluated leaves no file of texts."""
+    line = complaint(evaluate, "--max-new-tokens", "5000")
+    assert "5000" in line and str(CONTEXT) in line
+
+
+# Wrong files
+
+
+@pytest.mark.parametrize("script", [train, evaluate])
+@pytest.mark.parametrize("model", ["/no/such/folder", "nobody/no-such-model", "no model at all"])
+def test_a_model_that_is_neither_a_folder_nor_in_the_hub_is_named(complaint, script, model):
+    """The hub's own errors are pages long and speak of repositories, where most often a path was misspelt."""
+    line = complaint(script, "--model", model)
+    assert line.startswith(f"error: {model}: no such folder") and "config.json" in line
+
+
+def cut_in_half(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+HEADS_AS_TEXT = '{"model_type": "llama", "num_attention_heads": "2", "hidden_size": 8}'
+
+
+def without(key):
+    def remove(path):
+        config = json.loads(path.read_text())
+        path.write_text(json.dumps({k: v for k, v in config.items() if k != key}))
+
+    return remove
+
+
+@pytest.mark.parametrize("script", [train, evaluate])
+@pytest.mark.parametrize(
+    "name, spoil, expected",
+    [
+        ("model.safetensors", cut_in_half, "not a whole safetensors file"),
+        ("model.safetensors", Path.unlink, "no such file"),
+        ("config.json", cut_in_half, "no JSON"),
+        ("config.json", without("num_hidden_layers"), "num_hidden_layers is missing"),
+        ("config.json", without("model_type"), "implemented are llama, qwen2, qwen3"),
+        ("tokenizer.json", cut_in_half, "not a tokenizer"),
+        ("tokenizer.json", Path.unlink, "no such file"),
+        pytest.param("config.json", "[]", "", marks=bug("AttributeError: no dict")),
+        pytest.param("config.json", HEADS_AS_TEXT, "num_attention_heads", marks=bug("TypeError: // of a string")),
+        pytest.param("model.safetensors.index.json", "{}", "weight_map", marks=bug("KeyError")),
+        pytest.param("model.safetensors.index.json", "{", "no JSON", marks=bug("the message names no file")),
+    ],
+)
+def test_a_broken_checkpoint_file_is_named(complaint, checkpoint, script, name, spoil, expected):
+    """Downloads stop half-way and configurations are edited by hand; weights left random would train all the same."""
+    if isinstance(spoil, str):
+        (checkpoint / name).write_text(spoil)
+    else:
+        spoil(checkpoint / name)
+    line = complaint(script)
+    assert str(checkpoint / name) in line and expected in line
+
+
+def test_a_checkpoint_without_config_is_not_looked_up_elsewhere(complaint, checkpoint):
+    """The folder exists, so that is what was meant."""
+    (checkpoint / "config.json").unlink()
+    assert str(checkpoint / "config.json") in complaint(train)
+
+
+def test_a_tokenizer_of_another_model_is_refused_with_both_sizes(complaint, checkpoint, tmp_path):
+    """Its last tokens have no embedding: an index error in the middle of a run, or worse on a GPU."""
+    larger = tiny.build(tmp_path / "larger", vocab_size=320, **SIZES)
+    shutil.copy(larger / "tokenizer.json", checkpoint)
+    line = complaint(train)
+    assert str(checkpoint) in line and "320" in line and "300" in line
+
+
+@pytest.mark.parametrize("script", [train, evaluate])
+def test_a_broken_line_of_data_is_named(complaint, problems, script):
+    """test_data.py has the many ways; here that the scripts pass the message on."""
+    with (problems / "gsm8k_test.jsonl").open("a") as file:
+        file.write('{"question": "cut of')
+    assert f"{problems / 'gsm8k_test.jsonl'}, line 2" in complaint(script)
+
+
+@pytest.mark.parametrize("script", [train, evaluate])
+def test_a_data_folder_without_the_file_is_named(complaint, problems, script):
+    """And nothing is downloaded in its place."""
+    assert str(problems / "svamp.json") in complaint(script, "--dataset", "svamp")
+
+
+# Where to write
+
+
+def test_a_folder_that_holds_a_run_is_not_written_to(checkpoint, problems, tmp_path, capsys):
+    """Hours of training must survive an arrow-up and return."""
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "metrics.jsonl").write_text("hours of training\n")
+    assert train.main(["--model", str(checkpoint), "--data-dir", str(problems), "--out", str(out)]) == 2
+    assert f"--out {out} already holds a run" in capsys.readouterr().err.splitlines()[-1]
+    assert [path.name for path in out.iterdir()] == ["metrics.jsonl"]
+    assert (out / "metrics.jsonl").read_text() == "hours of training\n"
+
+
+@pytest.mark.parametrize("script", [train, evaluate])
+def test_a_place_below_a_file_is_named(complaint, checkpoint, script):
+    """Nothing can be written there; it has to be said before the work and not after."""
+    out = checkpoint / "config.json" / "below"
+    assert str(out) in complaint(script, "--out", out)
+
+
+@pytest.mark.parametrize(
+    "out", [pytest.param(".", marks=bug("touch() has nothing against a folder")), "absent/texts.jsonl"]
+)
+def test_evaluate_says_before_the_work_that_it_cannot_write(complaint, tmp_path, monkeypatch, out):
+    """The texts are written last; an hour of sampling would be lost."""
+    monkeypatch.setattr(evaluate, "evaluate", lambda *_: pytest.fail("worked first"))
+    assert str(tmp_path / out) in complaint(evaluate, "--out", tmp_path / out)
+
+
+@bug("the tiny model is written to --out before the other flags are checked")
+def test_a_refused_run_without_a_model_leaves_no_folder(complaint):
+    """A runs/ full of folders without a run hides the others."""
+    complaint(train, "--model", "", "--skip-ratio", "0.99")
+
+
+# The machine's fault
+
+
+def test_a_failed_download_exits_with_1(complaint, monkeypatch):
+    """A script around this one may try again on 1, and never needs to on 2."""
+    monkeypatch.setattr(svamp, "SOURCE", replace(svamp.SOURCE, url="http://127.0.0.1:1/SVAMP.json"))
+    line = complaint(train, "--dataset", "svamp", "--data-dir", "", status=1)
+    assert "http://127.0.0.1:1/SVAMP.json" in line and "--dataset arith" in line
+
+
+# For real
+
+
+def test_the_process_itself_prints_one_line_and_exits_with_2(tmp_path):
+    """What the calls above cannot see: that main's status becomes the process's, and imports print nothing."""
+    command = [sys.executable, "train.py", "--model", tmp_path / "absent", "--out", tmp_path / "out"]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=Path(train.__file__).parent, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith(f"error: {tmp_path / 'absent'}: ")
+
+
+def test_help_names_every_setting_with_its_choices_and_default(capsys):
+    """The command line is made from Settings; help that failed on a % or left a field out would go unnoticed."""
+    with pytest.raises(SystemExit) as exit:
+        train.main(["--help"])
+    assert exit.value.code == 0
+    help = " ".join(capsys.readouterr().out.split())
+    for field in fields(train.Settings):
+        assert f"--{field.name.replace('_', '-')} X" in help
+        assert field.metadata["help"] in help
+    assert ", ".join(data.DATASETS) in help and "(default: 0.3)" in help
