@@ -37,8 +37,9 @@ from rollout import Rollout, completion_logprobs, generate
 from skip import parse_valid_layers, sample_mask
 
 
-def option(default, help: str, choices: tuple | None = None):
-    return field(default=default, metadata={"help": help, "choices": choices})
+def option(default, help: str, choices: tuple = (), low: float = 0, high: float = math.inf):
+    """A field of Settings: a flag with its default, its help, and what it may be."""
+    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
 
 
 @dataclass(frozen=True)
@@ -51,33 +52,33 @@ class Settings:
     prompt_template: str = option("", "prompt with {question} in it; none: the checkpoint's own chat template")
     out: str = option("", "folder to write to; none: runs/ and the time")
 
-    skip_ratio: float = option(0.3, "share of all layers that a batch is sampled without, 0 to 1")  # SKIP
+    skip_ratio: float = option(0.3, "share of all layers that a batch is sampled without, 0 to 1", high=1)  # SKIP
     valid_layers: str = option("border:1", "layers that may be skipped: border:K or a list such as 2,5,8-11")  # SKIP
     gradient: str = option("is", "correction for sampling from the nested model", ("on-policy", "is", "retrace"))
     is_level: str = option("token", "importance weights by token (E6) or by sequence (E5)", ("token", "sequence"))
     is_cap: float = option(2.0, "importance weights are truncated here; 0: not at all")
     retrace_trace: str = option("product", "Retrace with its product (E7) or by token (E8)", ("product", "token"))
-    retrace_lambda: float = option(1.0, "λ of Retrace, 0 to 1")
-    retrace_c_bar: float = option(1.0, "c̄ of Retrace's product, the bound of a token's own ratio")
+    retrace_lambda: float = option(1.0, "λ of Retrace, 0 to 1", high=1)
+    retrace_c_bar: float = option(1.0, "c̄ of Retrace's product, the bound of a token's own ratio", low=0.01)
     advantage: str = option("grpo", "baseline of a group's rewards", ("grpo", "mean", "rloo"))
     normaliser: str = option("tokens", "Z of the loss: tokens or completions of the batch, or a number")
 
     steps: int = option(100, "batches of reinforced fine-tuning")
-    prompts: int = option(8, "problems a batch")
-    samples: int = option(8, "completions a problem, its group")
-    max_new_tokens: int = option(128, "tokens of a completion at most; one that does not end earns 0")
-    temperature: float = option(1.0, "τ of sampling and of the policy that is trained")
+    prompts: int = option(8, "problems a batch", low=1)
+    samples: int = option(8, "completions a problem, its group", low=2)
+    max_new_tokens: int = option(128, "tokens of a completion at most; one that does not end earns 0", low=1)
+    temperature: float = option(1.0, "τ of sampling and of the policy that is trained", low=0.01)
     lr: float = option(1e-5, "learning rate of AdamW")
     lr_warmup_steps: int = option(5, "steps over which the rate rises linearly")
     max_grad_norm: float = option(1.0, "the gradient is clipped to this norm")
-    micro_batch: int = option(8, "completions a forward and backward pass; changes memory, not the gradient")
+    micro_batch: int = option(8, "completions a forward and backward pass; changes memory, not the gradient", low=1)
 
     warmup_epochs: int = option(0, "epochs of supervised learning on the rationales before")
     warmup_lr: float = option(1e-4, "its learning rate at the peak")
-    warmup_batch: int = option(16, "its problems a step")
+    warmup_batch: int = option(16, "its problems a step", low=1)
 
-    eval_every: int = option(10, "steps between greedy evaluations on the test split, besides before and after")
-    eval_problems: int = option(300, "problems of the test split at most")
+    eval_every: int = option(10, "steps between greedy evaluations on the test split, besides before and after", low=1)
+    eval_problems: int = option(300, "problems of the test split at most", low=1)
     dtype: str = option("float32", "of the forward and backward passes; AdamW is float32", ("float32", "bfloat16"))
     device: str = option("auto", "cpu, cuda, cuda:1 or mps; auto: the best there is")
     seed: int = option(0, "of the order of the problems, the masks, the completions and a tiny model's weights")
@@ -85,115 +86,15 @@ class Settings:
     def __post_init__(self):
         """Raises ValueError that names the flag, what was given and what was expected."""
         for f in fields(self):
-            value, choices = getattr(self, f.name), f.metadata["choices"]
-            flag = f"--{f.name.replace('_', '-')} is {value!r}"
+            value, choices, low, high = getattr(self, f.name), *(f.metadata[key] for key in ("choices", "low", "high"))
+            given = f"--{f.name.replace('_', '-')} is {value!r}"
             if choices and value not in choices:
-                raise ValueError(f"{flag}; expected one of {', '.join(choices)}")
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{flag}; expected a finite number")
-            at_least = AT_LEAST.get(f.name, 0 if isinstance(f.default, (int, float)) else None)
-            if at_least is not None and value < at_least:
-                raise ValueError(f"{flag}; expected {at_least} or more")
-            if f.name in POSITIVE and not value > 0:
-                raise ValueError(f"{flag}; expected more than 0")
-            if f.name in ("skip_ratio", "retrace_lambda") and value > 1:
-                raise ValueError(f"{flag}; expected a number from 0 to 1")
+                raise ValueError(f"{given}; expected one of {', '.join(choices)}")
+            if isinstance(value, (int, float)) and not (low <= value <= high and math.isfinite(value)):
+                raise ValueError(
+                    f"{given}; expected a number from {low} up" + (f" to {high}" if high < math.inf else "")
+                )
         normaliser(torch.ones(1, 1), self.normaliser)
-
-
-AT_LEAST = {"prompts": 1, "samples": 2, "max_new_tokens": 1, "micro_batch": 1, "warmup_batch": 1, "eval_every": 1}
-AT_LEAST |= {"eval_problems": 1}
-POSITIVE = ("temperature", "lr", "max_grad_norm", "warmup_lr", "retrace_c_bar")
-
-# The keys of a line of metrics.jsonl; null where a figure is not defined. docs/method.md says what each is.
-METRICS = (
-    *("phase", "step", "reward", "test_accuracy", "test_accuracy_se", "loss", "grad_norm", "lr", "stepped"),
-    *("skipped_layers", "acceptance", "k1", "k3", "ratio_min", "ratio_max", "max_abs_log_ratio", "ess", "entropy"),
-    *("silent_groups", "cut_off", "mean_length", "tokens", "tokens_per_second"),
-    *("seconds_sample", "seconds_score", "seconds_update", "seconds_evaluate"),
-)
-
-
-class MasterWeights:
-    """AdamW on float32 weights; the model's own, of whatever dtype, are rounded from them after each step.
-
-    In bfloat16 an update of 1e-6 would round to nothing (8 bits of mantissa); here it adds up until it shows. Gradients
-    of micro-batches are added up in float32 as well. A float32 model is its own master, without a copy.
-    """
-
-    def __init__(self, model: Decoder):
-        self.working = list(model.parameters())
-        copies = self.working[0].dtype != torch.float32
-        self.masters = [p.detach().float() for p in self.working] if copies else self.working
-        self.adamw = torch.optim.AdamW(self.masters, weight_decay=0.0)
-
-    def collect_gradients(self) -> None:
-        """To be called after each backward pass."""
-        for master, working in zip(self.masters, self.working, strict=True):
-            if master is not working and working.grad is not None:
-                gradient = working.grad.float()
-                master.grad = gradient if master.grad is None else master.grad.add_(gradient)
-                working.grad = None
-
-    def step(self, lr: float, max_grad_norm: float) -> float:
-        """Clips, steps, forgets the gradient; returns its norm before clipping. FloatingPointError if not finite."""
-        norm = torch.nn.utils.clip_grad_norm_(self.masters, max_grad_norm).item()
-        if not math.isfinite(norm):
-            raise FloatingPointError(f"the gradient's norm is {norm}")
-        for group in self.adamw.param_groups:
-            group["lr"] = lr
-        with uninterrupted(), torch.no_grad():
-            self.adamw.step()
-            self.adamw.zero_grad()
-            for master, working in zip(self.masters, self.working, strict=True):
-                if master is not working:
-                    working.copy_(master)
-        return norm
-
-
-@contextmanager
-def uninterrupted():
-    """Ctrl-C waits for the end of this block: half a step or half a file is worth less than none."""
-    pressed = []
-    before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if pressed:
-        raise KeyboardInterrupt
-
-
-class Log:
-    """What a run leaves behind: metrics.jsonl, samples.jsonl, a line a step on the terminal; each phase's time."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.phase_now = ""  # for what is said when memory runs out
-        self.seconds = {}
-
-    @contextmanager
-    def phase(self, name: str):
-        self.phase_now, start = name, time.perf_counter()
-        yield
-        self.seconds[f"seconds_{name}"] = self.seconds.get(f"seconds_{name}", 0.0) + time.perf_counter() - start
-
-    def write(self, line: str, **figures) -> None:
-        figures |= self.seconds
-        self.seconds = {}
-        unknown = figures.keys() - set(METRICS)
-        assert not unknown, f"not among METRICS: {unknown}"
-        row = {key: figures.get(key) for key in METRICS}
-        row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        tqdm.write(line)
-
-    def write_samples(self, step: int, mode: str, records: list[list[dict]]) -> None:
-        """The first sample of up to four problems, to see what the model does."""
-        with (self.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
-            for samples in records[:4]:
-                file.write(json.dumps({"step": step, "mode": mode, **samples[0]}, ensure_ascii=False) + "\n")
 
 
 @dataclass
@@ -206,7 +107,7 @@ class Run:
     train: list[data.Problem]
     test: list[data.Problem]
     valid: list[int]  # SKIP
-    log: Log
+    log: "Log"
 
 
 def reinforce(run: Run) -> None:
@@ -251,7 +152,7 @@ def reinforce(run: Run) -> None:
 
 
 def accumulate_gradient(
-    model: Decoder, weights: MasterWeights, rollout: Rollout, advantages: Tensor, s: Settings
+    model: Decoder, weights: "MasterWeights", rollout: Rollout, advantages: Tensor, s: Settings
 ) -> tuple[float, Tensor, Tensor]:
     """The gradient of E3 over a batch, by micro-batches; advantages (N,) -> loss, log ρ (N, T), entropy (N, T).
 
@@ -384,6 +285,97 @@ def readable(step: int, steps: int, f: dict) -> str:
         f"cut off {f['cut_off']:.0%}  {f['tokens_per_second']:.0f} tokens/s"
     )
     return line + (f"  test {f['test_accuracy']:.1%} ± {f['test_accuracy_se']:.1%}" if "test_accuracy" in f else "")
+
+
+class MasterWeights:
+    """AdamW on float32 weights; the model's own, of whatever dtype, are rounded from them after each step.
+
+    In bfloat16 an update of 1e-6 would round to nothing (8 bits of mantissa); here it adds up until it shows. Gradients
+    of micro-batches are added up in float32 as well. A float32 model is its own master, without a copy.
+    """
+
+    def __init__(self, model: Decoder):
+        self.working = list(model.parameters())
+        copies = self.working[0].dtype != torch.float32
+        self.masters = [p.detach().float() for p in self.working] if copies else self.working
+        self.adamw = torch.optim.AdamW(self.masters, weight_decay=0.0)
+
+    def collect_gradients(self) -> None:
+        """To be called after each backward pass."""
+        for master, working in zip(self.masters, self.working, strict=True):
+            if master is not working and working.grad is not None:
+                gradient = working.grad.float()
+                master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+                working.grad = None
+
+    def step(self, lr: float, max_grad_norm: float) -> float:
+        """Clips, steps, forgets the gradient; returns its norm before clipping. FloatingPointError if not finite."""
+        norm = torch.nn.utils.clip_grad_norm_(self.masters, max_grad_norm).item()
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"the gradient's norm is {norm}")
+        for group in self.adamw.param_groups:
+            group["lr"] = lr
+        with uninterrupted(), torch.no_grad():
+            self.adamw.step()
+            self.adamw.zero_grad()
+            for master, working in zip(self.masters, self.working, strict=True):
+                if master is not working:
+                    working.copy_(master)
+        return norm
+
+
+# The keys of a line of metrics.jsonl; null where a figure is not defined. docs/method.md says what each is.
+METRICS = (
+    *("phase", "step", "reward", "test_accuracy", "test_accuracy_se", "loss", "grad_norm", "lr", "stepped"),
+    *("skipped_layers", "acceptance", "k1", "k3", "ratio_min", "ratio_max", "max_abs_log_ratio", "ess", "entropy"),
+    *("silent_groups", "cut_off", "mean_length", "tokens", "tokens_per_second"),
+    *("seconds_sample", "seconds_score", "seconds_update", "seconds_evaluate"),
+)
+
+
+class Log:
+    """What a run leaves behind: metrics.jsonl, samples.jsonl, a line a step on the terminal; each phase's time."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.phase_now = ""  # for what is said when memory runs out
+        self.seconds = {}
+
+    @contextmanager
+    def phase(self, name: str):
+        self.phase_now, start = name, time.perf_counter()
+        yield
+        self.seconds[f"seconds_{name}"] = self.seconds.get(f"seconds_{name}", 0.0) + time.perf_counter() - start
+
+    def write(self, line: str, **figures) -> None:
+        figures |= self.seconds
+        self.seconds = {}
+        unknown = figures.keys() - set(METRICS)
+        assert not unknown, f"not among METRICS: {unknown}"
+        row = {key: figures.get(key) for key in METRICS}
+        row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        tqdm.write(line)
+
+    def write_samples(self, step: int, mode: str, records: list[list[dict]]) -> None:
+        """The first sample of up to four problems, to see what the model does."""
+        with (self.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
+            for samples in records[:4]:
+                file.write(json.dumps({"step": step, "mode": mode, **samples[0]}, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def uninterrupted():
+    """Ctrl-C waits for the end of this block: half a step or half a file is worth less than none."""
+    pressed = []
+    before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def parse(arguments: list[str] | None) -> Settings:

@@ -106,7 +106,7 @@ def test_a_chat_template_sees_the_special_tokens_as_strings(checkpoint, bos, nam
 def test_the_users_template_replaces_the_checkpoints(checkpoint):
     """An experiment with another prompt must not be wrapped in the chat format as well."""
     folder = checkpoint(with_template(CHAT))
-    assert prompt(folder, template="Q: {question}\nA: #### ") == f"Q: {QUESTION}\nA: #### "
+    assert prompt(folder, template="Q: {question} {{as}} {it} is\n") == f"Q: {QUESTION} {{{{as}}}} {{it}} is\n"
     with pytest.raises(ValueError, match="no {question}"):
         Tokenizer(folder, "Q: {queston}")
 
@@ -158,7 +158,7 @@ def test_the_ids_of_a_chat_prompt_equal_transformers(checkpoint):
 @pytest.mark.parametrize("question", HOSTILE_QUESTIONS)
 @pytest.mark.parametrize(
     "files, template",
-    [({}, None), ({}, "Q: {question} {{ 1 + 1 }}"), (with_template(CHAT), None), (with_template(CHATML), None)],
+    [({}, None), ({}, "Q: {question}"), (with_template(CHAT), None), (with_template(CHATML), None)],
 )
 def test_a_question_is_text_and_never_evaluated(checkpoint, question, files, template):
     """Data sets are downloaded, and questions about sets or code are full of braces."""

@@ -1,0 +1,52 @@
+"""The documents and the code say the same: equation tags, metrics, settings and file names."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import train
+
+ROOT = Path(__file__).resolve().parents[1]
+METHOD = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_equation_tag_of_the_code_has_its_row_and_the_other_way_round():
+    """A tag on a line of losses.py, skip.py or model.py stands for an equation: docs/method.md says which."""
+    code = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("losses.py", "skip.py", "model.py"))
+    assert set(re.findall(r"^\| ([DE]\d) \|", METHOD, re.M)) == set(re.findall(r"\b([DE]\d)\b", code))
+    comments = re.findall(r"  # (.*)", (ROOT / "losses.py").read_text(encoding="utf-8"))
+    marked = re.findall(r"\bE\d\b", " ".join(comments))
+    assert set(marked) == {f"E{n}" for n in range(1, 9)}, "each equation is tagged on its line"
+
+
+def test_functions_and_tests_that_the_equations_point_to_exist():
+    """A map that leads nowhere is worse than none."""
+    table = METHOD.partition("## Equations")[2].partition("##")[0]
+    for module, name in re.findall(r"`(\w+)\.(\w+)", table):
+        assert re.search(rf"^(def|class) {name}\b", (ROOT / f"{module}.py").read_text(encoding="utf-8"), re.M), name
+    for name in set(re.findall(r"test_\w+\.py", table)):
+        assert (ROOT / "tests" / name).is_file(), name
+
+
+def test_every_metric_is_defined_and_nothing_else():
+    """One line each in docs/method.md."""
+    table = METHOD.partition("## Metrics")[2].partition("##")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.M) and set(re.findall(r"^\| `(\w+)` \|", table, re.M)) == set(
+        train.METRICS
+    )
+
+
+def test_flags_that_the_documents_name_exist():
+    """What a reader copies from a page has to run."""
+    flags = {f"--{field.name.replace('_', '-')}" for field in fields(train.Settings)}
+    evaluation = {"--split", "--problems", "--batch"}
+    elsewhere = {"--help"}
+    for text in (README, METHOD):
+        assert set(re.findall(r"`[^`]*?(--[a-z][a-z-]+)", text)) <= flags | evaluation | elsewhere
+
+
+def test_links_and_files_of_the_readme_exist():
+    """The reading order is a promise about files."""
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", README):
+        assert (ROOT / target).exists(), target

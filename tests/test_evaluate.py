@@ -1,0 +1,79 @@
+"""Scoring and evaluation: what counts as right, and that the figure does not depend on how it is computed."""
+
+import json
+
+import pytest
+import torch
+
+import data
+import evaluate
+from data import tiny
+from data.prompts import Tokenizer
+from evaluate import accuracy, score
+from rollout import Rollout, generate
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    sizes = {"num_hidden_layers": 4, "hidden_size": 32, "intermediate_size": 48, "head_dim": 8}
+    return tiny.build(tmp_path_factory.mktemp("tiny"), vocab_size=300, **sizes)
+
+
+def rollout_of(tokenizer: Tokenizer, texts: list[str], ended: list[bool]) -> Rollout:
+    """A rollout that holds the given texts, with an end token where they ended."""
+    rows = [tokenizer.encode_completion(text) for text in texts]
+    rows = [row if end else row[:-1] for row, end in zip(rows, ended, strict=True)]
+    tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(row), dtype=torch.bool) for row in rows], batch_first=True)
+    return Rollout([[1]] * len(rows), tokens, mask, torch.zeros(tokens.shape), torch.tensor(ended))
+
+
+def test_right_answers_earn_1_and_only_when_they_ended(folder):
+    """A policy that is paid for "#### 7" without an end token learns to ramble on behind it."""
+    tokenizer = Tokenizer(folder)
+    problems = [data.Problem("3 + 4?", "7", "3 + 4 = 7 #### 7"), data.Problem("2 * 4?", "8", "2 * 4 = 8 #### 8")]
+    texts = ["3 + 4 = 7 #### 7", "3 + 4 = 7 #### 7", "no idea", "2 * 4 = 8 #### 8"]
+    records = score(tokenizer, problems, rollout_of(tokenizer, texts, [True, False, True, True]))
+    assert [[r["reward"] for r in samples] for samples in records] == [[1.0, 0.0], [0.0, 1.0]]
+    assert [[r["ended"] for r in samples] for samples in records] == [[True, False], [True, True]]
+    assert [r["completion"] for samples in records for r in samples] == texts
+    assert records[1][0]["question"] == "2 * 4?" and records[1][0]["answer"] == "8"
+
+
+def test_accuracy_and_its_standard_error_by_hand():
+    """Means 1, ½ and 0 of three problems: ½ in all, with a standard error of √(¼ / 3) over problems, not samples."""
+    records = [[{"reward": r} for r in rewards] for rewards in ([1, 1], [1, 0], [0, 0])]
+    mean, error = accuracy(records)
+    assert mean == 0.5 and error == pytest.approx((0.25 / 3) ** 0.5)
+    assert accuracy([[{"reward": 1.0}]]) == (1.0, 0.0)
+
+
+def test_the_batch_size_changes_neither_order_nor_texts(folder):
+    """Prompts are sorted by length for speed; records come back in the order of the problems, with their own streams."""
+    model, tokenizer = evaluate.load_model(folder, "float32", "cpu")
+    model, problems = model.double(), data.load("arith", "test")[:7]
+    runs = [
+        evaluate.evaluate(model, tokenizer, problems, 12, n_samples=2, temperature=1.0, batch=batch, seed=3)
+        for batch in (1, 6, 64)
+    ]
+    assert runs[0] == runs[1] == runs[2]
+    assert [samples[0]["question"] for samples in runs[0]] == [problem.question for problem in problems]
+
+
+def test_greedy_evaluation_is_what_the_sampler_gives_at_temperature_0(folder):
+    """The full model, nothing skipped."""
+    model, tokenizer = evaluate.load_model(folder, "float32", "cpu")
+    problem = data.load("arith", "test")[0]
+    rollout = generate(model, [tokenizer.encode_prompt(problem.question)], 1, 12, tokenizer.eos_ids, temperature=0.0)
+    [[record]] = evaluate.evaluate(model, tokenizer, [problem], 12)
+    assert record["completion"] == tokenizer.decode(rollout.completion(0))
+
+
+def test_the_command_line_prints_accuracy_and_writes_the_texts(folder, tmp_path, capsys):
+    """Mean accuracy and pass@k with their standard errors; one JSON line a completion."""
+    out = tmp_path / "texts.jsonl"
+    flags = ["--problems", "3", "--samples", "2", "--max-new-tokens", "8", "--device", "cpu", "--out", str(out)]
+    assert evaluate.main(["--model", str(folder), "--dataset", "arith", *flags]) == 0
+    printed = capsys.readouterr().out
+    assert "arith test, 3 problems, 2 samples a problem" in printed and "pass@2: " in printed
+    assert len([json.loads(line) for line in out.read_text().splitlines()]) == 6
