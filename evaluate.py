@@ -79,9 +79,11 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
+        if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("expected cpu, cuda, cuda:1 or mps")
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r}: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"--device is {name!r}: {str(error).splitlines()[0]}") from None
 
 
 def load_model(name: str, dtype: str, device: str, template: str | None = None) -> tuple[Decoder, Tokenizer]:
@@ -96,6 +98,22 @@ def load_model(name: str, dtype: str, device: str, template: str | None = None) 
     return model, tokenizer
 
 
+def check_room(model: Decoder, tokenizer: Tokenizer, problems: list[data.Problem], max_new_tokens: int) -> None:
+    """Raises ValueError where a prompt and its completion might not fit into the model's context."""
+    longest = max(len(tokenizer.encode_prompt(problem.question)) for problem in problems)
+    context = model.config.max_position_embeddings
+    if longest + max_new_tokens > context:
+        raise ValueError(
+            f"the longest prompt has {longest} tokens, with --max-new-tokens {max_new_tokens} more than the model's "
+            f"{context} (max_position_embeddings); lower --max-new-tokens or choose another model"
+        )
+
+
+def out_of_memory(error: Exception) -> bool:
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in said or "t allocate memory" in said
+
+
 def complain(error: Exception) -> int:
     """One line on what went wrong, and the exit status: 2 for what the user gave, 1 for what the machine lacks."""
     print(f"error: {error}", file=sys.stderr)
@@ -104,7 +122,9 @@ def complain(error: Exception) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--model", required=True, help="folder of a checkpoint, or a hub id")
     parser.add_argument("--dataset", required=True, help=", ".join(data.DATASETS))
     parser.add_argument("--data-dir", help="folder with the data set's files (default: a cache, filled by a download)")
@@ -120,21 +140,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the samples (default: 0)")
     parser.add_argument("--out", default="generated.jsonl", help="where to write the texts (default: generated.jsonl)")
     a = parser.parse_args(arguments)
-    for name in ("problems", "max_new_tokens", "batch"):
-        if getattr(a, name) is not None and getattr(a, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} is {getattr(a, name)}; expected 1 or more")
-    if a.samples < 0 or a.seed < 0 or a.temperature <= 0:
-        parser.error("--samples and --seed must not be negative, --temperature must be positive")
+    low = {"problems": 1, "max_new_tokens": 1, "batch": 1, "samples": 0, "seed": 0, "temperature": 0.01}
+    for name, bound in low.items():
+        if getattr(a, name) is not None and not bound <= getattr(a, name) < math.inf:
+            parser.error(f"--{name.replace('_', '-')} is {getattr(a, name)}; expected {bound} or more")
     try:
-        problems = data.load(a.dataset, a.split, a.data_dir)[: a.problems]
+        problems = data.load(a.dataset, a.split, a.data_dir or None)[: a.problems]
         model, tokenizer = load_model(a.model, a.dtype, a.device, a.prompt_template)
         temperature, n_samples = (a.temperature, a.samples) if a.samples else (0.0, 1)
-        Path(a.out).touch()  # a place that cannot be written to should say so before the work, not after
+        check_room(model, tokenizer, problems, a.max_new_tokens)
+        out = Path(a.out).expanduser()
+        out.open("a").close()  # a place that cannot be written to should say so before the work, not after
         records = evaluate(model, tokenizer, problems, a.max_new_tokens, n_samples, temperature, a.batch, a.seed)
         lines = (json.dumps(record) + "\n" for samples in records for record in samples)
-        Path(a.out).write_text("".join(lines), encoding="utf-8")
+        out.write_text("".join(lines), encoding="utf-8")
     except (ValueError, OSError) as error:
         return complain(error)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        print("error: out of memory; lower --batch or --max-new-tokens", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     mean, error = accuracy(records)
@@ -144,7 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
         solved = [[{"reward": max(r["reward"] for r in samples)}] for samples in records]
         print(f"pass@{n_samples}: {accuracy(solved)[0]:.1%} ± {accuracy(solved)[1]:.1%}")
     ended = sum(record["ended"] for samples in records for record in samples) / sum(map(len, records))
-    print(f"{ended:.1%} of the completions ended by themselves; texts in {a.out}")
+    print(f"{ended:.1%} of the completions ended by themselves; texts in {out}")
     return 0
 
 

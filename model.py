@@ -14,7 +14,7 @@ float32 *or better*, so that a float64 model is float64 throughout.
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -24,10 +24,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-ONLY_IMPLEMENTED = {  # config.json keys of which the code knows one value
-    "hidden_act": "silu", "mlp_bias": False, "use_sliding_window": False, "attention_dropout": 0.0,
-    "rope_interleaved": False, "partial_rotary_factor": 1.0, "quantization_config": None,
-}  # fmt: skip
+ONLY_IMPLEMENTED = {  # keys of config.json of which the code knows one value
+    "hidden_act": "silu",
+    "mlp_bias": False,
+    "use_sliding_window": False,
+    "attention_dropout": 0.0,
+    "rope_interleaved": False,
+    "partial_rotary_factor": 1.0,
+    "quantization_config": None,
+}
+INDEX = "model.safetensors.index.json"
+NUMBERS = {int: "a positive whole number", float: "a positive number", bool: "true or false"}
 LLAMA3_ROPE_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
@@ -54,60 +61,71 @@ class Config:
     @classmethod
     def from_dict(cls, raw: dict) -> "Config":
         """Reads config.json's content; raises ValueError that names the key for what is missing or not implemented."""
-        if raw.get("model_type") not in ARCHITECTURES:
+        if not isinstance(raw, dict):
+            raise ValueError(f"expected a JSON object, got {str(raw)[:80]}")
+        if raw.get("model_type") not in list(ARCHITECTURES):
             raise ValueError(f"model_type is {raw.get('model_type')!r}; implemented are {', '.join(ARCHITECTURES)}")
         for key, value in ONLY_IMPLEMENTED.items():
             if raw.get(key, value) not in (None, value):
                 raise ValueError(f"{key} is {raw[key]!r}; only {value!r} is implemented")
-        if set(raw.get("layer_types") or ()) - {"full_attention"}:
-            raise ValueError(f"layer_types is {raw['layer_types']!r}; only 'full_attention' is implemented")
 
-        known = {key: raw[key] for key in cls.__dataclass_fields__ if raw.get(key) is not None}
+        known = {f.name: raw[f.name] for f in fields(cls) if f.name != "extra" and raw.get(f.name) is not None}
         known["rope_theta"], known["rope_scaling"] = rotary_settings(raw)
-        heads = known.get("num_attention_heads")
-        if raw["model_type"] == "llama":  # its own defaults; the Qwen families name both
+        for key, value in known.items():
+            kind = cls.__annotations__[key]
+            if kind in NUMBERS and (type(value) is not kind or not (kind is bool or 0 < value < math.inf)):
+                raise ValueError(f"{key} is {value!r}; expected {NUMBERS[kind]}")
+        heads, size = known.get("num_attention_heads"), known.get("hidden_size")
+        if raw["model_type"] == "llama" and heads:  # the Qwen families name both of these
             known.setdefault("num_key_value_heads", heads)
-        if raw["model_type"] != "qwen3" and heads:
-            known.setdefault("head_dim", known.get("hidden_size", 0) // heads)
-        for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-                    "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps"):  # fmt: skip
-            if key not in known:
-                raise ValueError(f"the key {key} is missing")
-            if not isinstance(known[key], float if key == "rms_norm_eps" else int) or known[key] <= 0:
-                raise ValueError(f"{key} is {known[key]!r}; expected a positive number")
+        if raw["model_type"] != "qwen3" and heads and size and "head_dim" not in known:
+            if size % heads:
+                raise ValueError(f"hidden_size is {size}, no multiple of num_attention_heads, {heads}")
+            known["head_dim"] = size // heads
+        for f in fields(cls):
+            if f.name not in known and f.default is MISSING and f.default_factory is MISSING:
+                raise ValueError(f"the key {f.name} is missing")
         if heads % known["num_key_value_heads"]:
             raise ValueError(
                 f"num_attention_heads is {heads}, no multiple of num_key_value_heads, {known['num_key_value_heads']}"
             )
-        return cls(**known, extra={key: value for key, value in raw.items() if key not in cls.__dataclass_fields__})
+        if known["head_dim"] % 2:
+            raise ValueError(f"head_dim is {known['head_dim']}; the rotary embedding turns pairs, an even number")
+        if raw.get("layer_types") not in (None, ["full_attention"] * known["num_hidden_layers"]):
+            raise ValueError(f"layer_types is {raw['layer_types']!r}; only 'full_attention' is implemented")
+        return cls(**known, extra={key: value for key, value in raw.items() if key not in known})
 
     def to_dict(self) -> dict:
         """config.json's content, the rotary settings in the spelling of transformers 4 and of transformers 5."""
         own = asdict(self)
         rope_parameters = {"rope_type": "default", **(self.rope_scaling or {}), "rope_theta": self.rope_theta}
-        return {**own.pop("extra"), **own, "rope_parameters": rope_parameters}
+        return own.pop("extra") | own | {"rope_parameters": rope_parameters}
 
 
 def rotary_settings(raw: dict) -> tuple[float, dict | None]:
     """(rope_theta, rope_scaling) from either spelling; raises ValueError for a type that is not implemented."""
     merged = {}
+    for place in ("rope_parameters", "rope_scaling"):
+        if not isinstance(raw.get(place), dict | None):
+            raise ValueError(f"{place} is {raw[place]!r}; expected an object")
     for source in (raw.get("rope_parameters"), raw.get("rope_scaling"), {"rope_theta": raw.get("rope_theta")}):
         for key, value in (source or {}).items():
             key = "rope_type" if key == "type" else key
             if value is not None and merged.setdefault(key, value) != value:
                 raise ValueError(f"{key} is given twice, as {merged[key]!r} and as {value!r}")
-    rope_type = merged.get("rope_type", "default")
-    if rope_type not in ("default", "llama3") or merged.get("partial_rotary_factor", 1.0) != 1.0:
-        raise ValueError(f"the rotary settings are {merged!r}; implemented are rope_type 'default' and 'llama3'")
-    theta = merged.get("rope_theta", 10000.0)
-    numbers = [theta] + ([merged.get(key) for key in LLAMA3_ROPE_KEYS] if rope_type == "llama3" else [])
-    if not all(isinstance(number, (int, float)) and number > 0 for number in numbers):
+    scaling = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0} | merged
+    rope_type, theta, part = (scaling.pop(key) for key in ("rope_type", "rope_theta", "partial_rotary_factor"))
+    expected = {"default": (), "llama3": LLAMA3_ROPE_KEYS}.get(str(rope_type))
+    if expected is None or part != 1.0 or set(scaling) != set(expected):
         raise ValueError(
-            f"the rotary settings are {merged!r}; expected positive numbers (llama3: {', '.join(LLAMA3_ROPE_KEYS)})"
+            f"the rotary settings are {merged!r}; implemented are rope_type 'default' with rope_theta alone, "
+            f"and 'llama3' with {', '.join(LLAMA3_ROPE_KEYS)}"
         )
-    if rope_type == "default":
-        return float(theta), None
-    return float(theta), {"rope_type": "llama3"} | {key: merged[key] for key in LLAMA3_ROPE_KEYS}
+    if not all(isinstance(number, int | float) and 0 < number < math.inf for number in (theta, *scaling.values())):
+        raise ValueError(f"the rotary settings are {merged!r}; expected positive numbers")
+    if scaling and not scaling["low_freq_factor"] < scaling["high_freq_factor"]:
+        raise ValueError(f"the rotary settings are {merged!r}; expected low_freq_factor < high_freq_factor")
+    return float(theta), {"rope_type": rope_type, **scaling} if scaling else None
 
 
 def rotary_tables(config: Config, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -160,7 +178,7 @@ class KVCache:
     def __init__(self, model: "Decoder", batch_size: int, max_length: int, skip=None, padding: Tensor | None = None):
         config, weight = model.config, model.lm_head.weight
         self.skip = tuple(skip) if skip is not None else (False,) * config.num_hidden_layers  # SKIP
-        self.padding = padding
+        self.padding = padding.clone() if padding is not None else None  # keep_rows writes to it
         self.length = 0
         shape = (batch_size, config.num_key_value_heads, max_length, config.head_dim)
         self.layers = [
@@ -388,6 +406,7 @@ class Decoder(nn.Module):
         spellings = {"dtype": dtype, "torch_dtype": dtype}  # of transformers 5 and 4
         config = {"architectures": [ARCHITECTURES[self.config.model_type]], **self.config.to_dict(), **spellings}
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / INDEX).unlink(missing_ok=True)  # of an older checkpoint in shards, which would be read instead
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -401,7 +420,7 @@ def find_checkpoint(folder_or_hub_id: str | Path) -> Path:
     try:
         return Path(snapshot_download(str(folder_or_hub_id), allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FileNotFoundError(
             f"{folder_or_hub_id}: no such folder, and not to be had from the Hugging Face hub ({reason}); "
             "expected a folder with config.json and *.safetensors, or a hub id like HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -410,13 +429,16 @@ def find_checkpoint(folder_or_hub_id: str | Path) -> Path:
 
 def read_safetensors(folder: Path, dtype: torch.dtype, device) -> dict[str, Tensor]:
     """All tensors of model.safetensors, or of the files that model.safetensors.index.json lists, in `dtype`."""
-    index = folder / "model.safetensors.index.json"
+    paths, index = [folder / "model.safetensors"], folder / INDEX
     if index.exists():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    else:
-        names = ["model.safetensors"]
+        try:
+            paths = sorted(
+                {folder / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+            )
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(f"{index}: expected JSON with a weight_map from tensors to files") from None
     tensors = {}
-    for path in (folder / name for name in names):
+    for path in paths:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file (weights are read from safetensors only, never unpickled)")
         try:

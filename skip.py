@@ -27,12 +27,13 @@ def parse_valid_layers(text: str, n_layers: int) -> list[int]:
             return valid_layers(n_layers, int(text.removeprefix("border:")))
         layers = set()
         for part in text.split(","):
-            first, _, last = part.partition("-")
-            layers.update(range(int(first), int(last or first) + 1))
+            first, dash, last = part.partition("-")
+            first, last = int(first), int(last if dash else first)
+            if not 0 <= first <= last < n_layers:
+                raise ValueError(f"{part!r} is no range of layers from 0 to {n_layers - 1}")
+            layers.update(range(first, last + 1))
     except ValueError as error:
         raise ValueError(f"valid layers {text!r}: {error}; expected border:K or a list such as 2,5,8-11") from None
-    if not layers or max(layers) >= n_layers:
-        raise ValueError(f"valid layers {text!r}: expected layers from 0 to {n_layers - 1}")
     return sorted(layers)
 
 
@@ -43,6 +44,8 @@ def sample_mask(n_layers: int, ratio: float, valid: list[int], generator: torch.
     """
     if not 0 <= ratio <= 1:
         raise ValueError(f"the skip ratio is {ratio}; expected a share of the layers from 0 to 1")
+    if len(set(valid) & set(range(n_layers))) != len(valid):
+        raise ValueError(f"the valid layers are {valid}; expected different ones from 0 to {n_layers - 1}")
     n_skipped = round(ratio * n_layers)
     if n_skipped > len(valid):
         raise ValueError(

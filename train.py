@@ -16,6 +16,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -30,7 +31,7 @@ from tqdm import tqdm
 import data
 from data import tiny
 from data.prompts import Tokenizer
-from evaluate import accuracy, complain, evaluate, load_model, score
+from evaluate import accuracy, check_room, complain, evaluate, load_model, out_of_memory, score
 from losses import diagnostics, gradient_weights, group_advantages, log_ratio, normaliser, policy_loss
 from model import Decoder
 from rollout import Rollout, completion_logprobs, generate
@@ -81,7 +82,9 @@ class Settings:
     eval_problems: int = option(300, "problems of the test split at most", low=1)
     dtype: str = option("float32", "of the forward and backward passes; AdamW is float32", ("float32", "bfloat16"))
     device: str = option("auto", "cpu, cuda, cuda:1 or mps; auto: the best there is")
-    seed: int = option(0, "of the order of the problems, the masks, the completions and a tiny model's weights")
+    seed: int = option(
+        0, "of the order of the problems, the masks, the completions and a tiny model's weights", high=2**31 - 1
+    )
 
     def __post_init__(self):
         """Raises ValueError that names the flag, what was given and what was expected."""
@@ -92,7 +95,9 @@ class Settings:
                 raise ValueError(f"{given}; expected one of {', '.join(choices)}")
             if isinstance(value, (int, float)) and not (low <= value <= high and math.isfinite(value)):
                 raise ValueError(
-                    f"{given}; expected a number from {low} up" + (f" to {high}" if high < math.inf else "")
+                    f"{given}; expected {low} or more"
+                    if high == math.inf
+                    else f"{given}; expected a number from {low} to {high}"
                 )
         normaliser(torch.ones(1, 1), self.normaliser)
 
@@ -379,7 +384,9 @@ def uninterrupted():
 
 
 def parse(arguments: list[str] | None) -> Settings:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     for f in fields(Settings):
         choices = f" ({', '.join(f.metadata['choices'])})" if f.metadata["choices"] else ""
         default = f" (default: {f.default})" if f.default != "" else ""
@@ -396,21 +403,17 @@ def set_up(s: Settings) -> Run:
     if (out / "metrics.jsonl").exists():
         raise FileExistsError(f"--out {out} already holds a run; name another folder")
     problems = {split: data.load(s.dataset, split, s.data_dir or None) for split in data.SPLITS}
-    if s.model:
-        model, tokenizer = load_model(s.model, s.dtype, s.device, s.prompt_template or None)
-    else:
-        print("no --model: a tiny one with random weights, which knows nothing before --warmup-epochs", file=sys.stderr)
-        folder = tiny.build(out / "tiny", s.seed)
-        model, tokenizer = load_model(folder, s.dtype, s.device, s.prompt_template or None)
+    with tempfile.TemporaryDirectory() as folder:
+        if not s.model:
+            print(
+                "no --model: a tiny one with random weights, which knows nothing before --warmup-epochs",
+                file=sys.stderr,
+            )
+            tiny.build(folder, s.seed)
+        model, tokenizer = load_model(s.model or folder, s.dtype, s.device, s.prompt_template or None)
     valid = parse_valid_layers(s.valid_layers, model.config.num_hidden_layers)  # SKIP
     sample_mask(model.config.num_hidden_layers, s.skip_ratio, valid, torch.Generator())  # SKIP: refuses what cannot be
-    longest = max(len(tokenizer.encode_prompt(p.question)) for split in data.SPLITS for p in problems[split])
-    context = model.config.max_position_embeddings
-    if longest + s.max_new_tokens > context:
-        raise ValueError(
-            f"the longest prompt has {longest} tokens, with --max-new-tokens {s.max_new_tokens} more than the model's "
-            f"{context} (max_position_embeddings); lower --max-new-tokens or choose another model"
-        )
+    check_room(model, tokenizer, problems["train"] + problems["test"], s.max_new_tokens)
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.json").write_text(json.dumps(asdict(s), indent=2) + "\n", encoding="utf-8")
     return Run(s, model, tokenizer, problems["train"], problems["test"], valid, Log(out))
@@ -432,11 +435,6 @@ LESS_MEMORY = {
     "update": "--micro-batch or --max-new-tokens",
     "evaluate": "--samples or --prompts, whose product is the size of a batch, or --max-new-tokens",
 }
-
-
-def out_of_memory(error: Exception) -> bool:
-    said = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in said or "t allocate memory" in said
 
 
 def main(arguments: list[str] | None = None) -> int:

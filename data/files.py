@@ -1,6 +1,7 @@
 """Published files: where they come from, how they are fetched and checked, and how their records are read."""
 
 import hashlib
+import http.client
 import json
 import os
 import sys
@@ -53,7 +54,7 @@ def download(source: Source, path: Path) -> None:
             if digest.hexdigest() != source.sha256:
                 raise OSError(f"its sha256 is {digest.hexdigest()}, expected {source.sha256}")
             os.replace(file.name, path)
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             raise ConnectionError(
                 f"could not download {source.url} ({error}); put the file at {path}, or into a folder "
                 "given as --data-dir, or use --dataset arith, which needs no file"
@@ -78,6 +79,8 @@ def read_records(path: Path, fields: dict[str, type | tuple], expected: int) -> 
         for place, line in lines:
             records.append((place, json.loads(line)))
         if path.suffix != ".jsonl":
+            if not isinstance(records[0][1], list):
+                raise ValueError(f"{path}: expected a JSON list of records, got {str(records[0][1])[:80]}")
             records = [(f"record {n}", record) for n, record in enumerate(records[0][1], start=1)]
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: no UTF-8 text ({error})") from None

@@ -28,7 +28,7 @@ def load(split: str, data_dir: str | Path | None = None) -> list[Problem]:
     problems = []
     for record in read_records(path, {"question": str, "answer": str}, SOURCES[split].records):
         rationale, marker, answer = record["answer"].rpartition("####")
-        if not marker:
+        if not marker or not answer.strip():
             raise ValueError(
                 f"{path}: expected '#### ' and a number at the end of the answer {record['answer'][:80]!r}"
             )

@@ -6,7 +6,6 @@ the checkpoint's author; jinja2 renders it in a sandbox that reaches nothing out
 """
 
 import json
-import shutil
 from datetime import datetime
 from pathlib import Path
 
@@ -50,12 +49,9 @@ class Tokenizer:
             raise ValueError(f"the prompt template {template!r} has no {{question}}")
         self.template = template
 
+        self.files = {name: (self.folder / name).read_bytes() for name in FILES if (self.folder / name).is_file()}
         settings = self._read("special_tokens_map.json") | self._read("tokenizer_config.json")
-        self.special_tokens = {
-            key: value["content"] if isinstance(value, dict) else value
-            for key, value in settings.items()
-            if key in ("bos_token", "eos_token", "unk_token", "pad_token") and value
-        }
+        self.special_tokens = self._special_tokens(settings)
         self.chat_template = self._chat_template(settings)
         self.eos_ids = self._ways_to_end()
         self.eos_id = self.eos_ids[0]
@@ -63,26 +59,43 @@ class Tokenizer:
     def _read(self, name: str) -> dict:
         path = self.folder / name
         try:
-            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         except ValueError as error:
             raise ValueError(f"{path}: no JSON ({error})") from None
+        if not isinstance(content, dict):
+            raise ValueError(f"{path}: expected a JSON object, got {str(content)[:80]}")
+        return content
+
+    def _special_tokens(self, settings: dict) -> dict[str, str]:
+        tokens = {}
+        for key in ("bos_token", "eos_token", "unk_token", "pad_token"):
+            token = settings.get(key)
+            if isinstance(token, dict):
+                token = token.get("content")
+            if not isinstance(token, str | None):
+                raise ValueError(f"{self.folder / 'tokenizer_config.json'}: {key} is {token!r}; expected a text")
+            if token:
+                tokens[key] = token
+        return tokens
 
     def _chat_template(self, settings: dict):
-        source = settings.get("chat_template")
-        if (self.folder / "chat_template.jinja").is_file():
-            source = (self.folder / "chat_template.jinja").read_text(encoding="utf-8")
+        source, place = settings.get("chat_template"), self.folder / "tokenizer_config.json"
+        if "chat_template.jinja" in self.files:
+            source, place = (
+                self.files["chat_template.jinja"].decode("utf-8", "replace"),
+                self.folder / "chat_template.jinja",
+            )
         if isinstance(source, list):  # several, by name
-            source = {entry["name"]: entry["template"] for entry in source}.get("default")
+            source = next((t["template"] for t in source if isinstance(t, dict) and t.get("name") == "default"), None)
         if not source:
             return None
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-        environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        environment.filters["tojson"] = _to_json
+        environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
         try:
             return environment.from_string(source)
-        except TemplateError as error:
-            raise ValueError(f"{self.folder}: the chat template is broken ({error})") from None
+        except (TemplateError, TypeError, AttributeError) as error:  # the latter for what is no text
+            raise ValueError(f"{place}: the chat template is broken ({error})") from None
 
     def _ways_to_end(self) -> list[int]:
         """The token of tokenizer_config.json first, which ends a turn, then the lists of the other two files."""
@@ -93,6 +106,8 @@ class Tokenizer:
         ids = list(dict.fromkeys(i for i in ids if i is not None))
         if not ids:
             raise ValueError(f"{self.folder}: no end token; set eos_token in tokenizer_config.json")
+        if not all(isinstance(i, int) for i in ids):
+            raise ValueError(f"{self.folder}: eos_token_id is {ids}; expected token ids, whole numbers")
         return ids
 
     @property
@@ -104,9 +119,10 @@ class Tokenizer:
             text = (self.template or PLAIN).replace("{question}", question)
             return self.tokenizer.encode(text).ids  # with the tokens that tokenizer.json puts around a text
         messages = [{"role": "user", "content": f"{question}\n{ASK}"}]
+        given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
         try:
-            text = self.chat_template.render(messages=messages, add_generation_prompt=True, **self.special_tokens)
-        except TemplateError as error:
+            text = self.chat_template.render(**given, **self.special_tokens)
+        except Exception as error:  # a template is a program, and fails as programs do
             raise ValueError(f"{self.folder}: the chat template failed ({error}); give --prompt-template") from None
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
@@ -118,11 +134,14 @@ class Tokenizer:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
     def save(self, folder: str | Path) -> None:
-        """Copies the files that it was read from, for a checkpoint to be whole."""
-        for name in FILES:
-            if (self.folder / name).is_file():
-                shutil.copyfile(self.folder / name, Path(folder) / name)
+        """Writes the files that it was read from, for a checkpoint to be whole."""
+        for name, content in self.files.items():
+            (Path(folder) / name).write_bytes(content)
 
 
-def _refuse(message: str):
+def _refuse(message: str = ""):
     raise TemplateError(message)
+
+
+def _to_json(value, ensure_ascii: bool = False, **options) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)

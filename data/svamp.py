@@ -19,15 +19,19 @@ FIELDS = {"Body": str, "Question": str, "Equation": str, "Answer": (int, float)}
 
 
 def load(split: str, data_dir: str | Path | None = None) -> list[Problem]:
-    records = read_records(find(SOURCE, data_dir), FIELDS, SOURCE.records)
-    return [to_problem(record) for record in (records[:700] if split == "train" else records[700:])]
+    path = find(SOURCE, data_dir)
+    records = read_records(path, FIELDS, SOURCE.records)
+    records = records[:700] if split == "train" else records[700:]
+    if not records:
+        raise ValueError(f"{path}: no problem of the {split} split, which begins with the 701st; expected 1,000 in all")
+    return [to_problem(record) for record in records]
 
 
 def to_problem(record: dict) -> Problem:
     """Body and question as one text; the equation "( 76.0 - 25.0 )" as the rationale "76 - 25 = 51 #### 51"."""
-    answer = f"{record['Answer']:g}" if abs(record["Answer"]) < 1e5 else f"{record['Answer']:.0f}"
+    answer = re.sub(r"\.0$", "", str(record["Answer"]))
     equation = re.sub(r"\.0\b", "", record["Equation"]).strip()
-    if equation.startswith("(") and equation.endswith(")"):
+    if equation.startswith("(") and equation.endswith(")"):  # the whole of it, in the published file
         equation = equation[1:-1].strip()
     equation = equation.replace("( ", "(").replace(" )", ")")
     return Problem(f"{record['Body']} {record['Question']}", answer, f"{equation} = {answer} #### {answer}")

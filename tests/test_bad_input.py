@@ -24,11 +24,6 @@ SIZES = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 4, "num_
 CONTEXT = 256
 
 
-def bug(reason):
-    """Marks a case that does not hold yet; strict, so that a fix has to take the mark away."""
-    return pytest.mark.xfail(strict=True, reason=reason)
-
-
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch, tmp_path):
     """A wrong model name is looked up in a hub that is offline, a data set in an empty cache."""
@@ -99,7 +94,7 @@ def complaint(checkpoint, problems, tmp_path, capsys):
     [
         ("--dataset", "svmap", "svamp, gsm8k, math12k, arith"),
         ("--skip-ratio", "1.5", "from 0 to 1"),
-        ("--skip-ratio", "-0.1", "0 or more"),
+        ("--skip-ratio", "-0.1", "from 0 to 1"),
         ("--gradient", "reinforce", "on-policy, is, retrace"),
         ("--advantage", "gae", "grpo, mean, rloo"),
         ("--normaliser", "zero", "tokens, completions or a positive number"),
@@ -110,12 +105,12 @@ def complaint(checkpoint, problems, tmp_path, capsys):
         ("--max-new-tokens", "0", "1 or more"),
         ("--micro-batch", "0", "1 or more"),
         ("--eval-every", "0", "1 or more"),
-        ("--temperature", "0", "more than 0"),
+        ("--temperature", "0", "0.01 or more"),
         ("--steps", "1.5", "invalid int"),
-        ("--lr", "nan", "finite"),
+        ("--lr", "nan", "0 or more"),
         ("--lr", "abc", "invalid float"),
-        ("--seed", "-1", "0 or more"),
-        pytest.param("--seed", str(2**32), "less", marks=bug("seed * 2**32 + step overflows in the first step")),
+        ("--seed", "-1", "from 0 to 2147483647"),
+        ("--seed", str(2**32), "from 0 to 2147483647"),
         ("--dtype", "float8", "float32, bfloat16"),
         ("--device", "gpu", "cuda"),
         ("--valid-layers", "nonsense", "border:K or a list such as 2,5,8-11"),
@@ -160,9 +155,9 @@ def test_a_completion_longer_than_the_context_is_refused_before_the_run(complain
         ("--problems", "0", "--problems is 0; expected 1 or more"),
         ("--max-new-tokens", "0", "--max-new-tokens is 0; expected 1 or more"),
         ("--batch", "0", "--batch is 0; expected 1 or more"),
-        ("--samples", "-1", "--samples and --seed must not be negative"),
-        ("--temperature", "0", "--temperature must be positive"),
-        pytest.param("--temperature", "nan", "--temperature", marks=bug("nan <= 0 is False, so it passes")),
+        ("--samples", "-1", "--samples is -1; expected 0 or more"),
+        ("--temperature", "0", "--temperature is 0.0; expected 0.01 or more"),
+        ("--temperature", "nan", "--temperature"),
         ("--split", "dev", "split 'dev': expected one of"),
         ("--dataset", "svmap", "data set 'svmap', split 'test': expected one of svamp, gsm8k, math12k, arith"),
         ("--dtype", "float8", "--dtype: invalid choice: 'float8'"),
@@ -174,7 +169,6 @@ def test_evaluate_refuses_wrong_values_too(complaint, flag, value, expected):
     assert expected in complaint(evaluate, flag, value)
 
 
-@bug("the error is right, but --out is already there, empty")
 def test_evaluate_refuses_completions_longer_than_the_context(complaint):
     """As in training; and what was not evaluated leaves no file of texts."""
     line = complaint(evaluate, "--max-new-tokens", "5000")
@@ -218,10 +212,10 @@ def without(key):
         ("config.json", without("model_type"), "implemented are llama, qwen2, qwen3"),
         ("tokenizer.json", cut_in_half, "not a tokenizer"),
         ("tokenizer.json", Path.unlink, "no such file"),
-        pytest.param("config.json", "[]", "", marks=bug("AttributeError: no dict")),
-        pytest.param("config.json", HEADS_AS_TEXT, "num_attention_heads", marks=bug("TypeError: // of a string")),
-        pytest.param("model.safetensors.index.json", "{}", "weight_map", marks=bug("KeyError")),
-        pytest.param("model.safetensors.index.json", "{", "no JSON", marks=bug("the message names no file")),
+        ("config.json", "[]", ""),
+        ("config.json", HEADS_AS_TEXT, "num_attention_heads"),
+        ("model.safetensors.index.json", "{}", "weight_map"),
+        ("model.safetensors.index.json", "{", "weight_map"),
     ],
 )
 def test_a_broken_checkpoint_file_is_named(complaint, checkpoint, script, name, spoil, expected):
@@ -283,16 +277,13 @@ def test_a_place_below_a_file_is_named(complaint, checkpoint, script):
     assert str(out) in complaint(script, "--out", out)
 
 
-@pytest.mark.parametrize(
-    "out", [pytest.param(".", marks=bug("touch() has nothing against a folder")), "absent/texts.jsonl"]
-)
+@pytest.mark.parametrize("out", [("."), "absent/texts.jsonl"])
 def test_evaluate_says_before_the_work_that_it_cannot_write(complaint, tmp_path, monkeypatch, out):
     """The texts are written last; an hour of sampling would be lost."""
     monkeypatch.setattr(evaluate, "evaluate", lambda *_: pytest.fail("worked first"))
     assert str(tmp_path / out) in complaint(evaluate, "--out", tmp_path / out)
 
 
-@bug("the tiny model is written to --out before the other flags are checked")
 def test_a_refused_run_without_a_model_leaves_no_folder(complaint):
     """A runs/ full of folders without a run hides the others."""
     complaint(train, "--model", "", "--skip-ratio", "0.99")

@@ -49,7 +49,7 @@ def test_accuracy_and_its_standard_error_by_hand():
 
 
 def test_the_batch_size_changes_neither_order_nor_texts(folder):
-    """Prompts are sorted by length for speed; records come back in the order of the problems, with their own streams."""
+    """Prompts are sorted by length for speed; records come back in the problems' order, with streams of their own."""
     model, tokenizer = evaluate.load_model(folder, "float32", "cpu")
     model, problems = model.double(), data.load("arith", "test")[:7]
     runs = [

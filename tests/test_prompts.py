@@ -174,9 +174,9 @@ def test_a_question_is_text_and_never_evaluated(checkpoint, question, files, tem
         "{{ messages.clear() }}",
         "{{ raise_exception('only the roles user and assistant') }}",
         "{{ absent.attribute }}",
-        pytest.param("{{ 1 + 'a' }}", marks=pytest.mark.xfail(raises=TypeError, strict=True)),
-        pytest.param("{{ 1 / 0 }}", marks=pytest.mark.xfail(raises=ZeroDivisionError, strict=True)),
-        pytest.param("{{ range(10**9) | list }}", marks=pytest.mark.xfail(raises=OverflowError, strict=True)),
+        ("{{ 1 + 'a' }}"),
+        ("{{ 1 / 0 }}"),
+        ("{{ range(10**9) | list }}"),
     ],
 )
 def test_a_chat_template_that_fails_or_leaves_its_sandbox_is_an_error_naming_the_folder(checkpoint, template):
@@ -256,8 +256,8 @@ def test_a_saved_tokenizer_gives_the_same_ids(checkpoint, tmp_path):
         ("tokenizer.json", '{"version": "1.0", "mod'),
         ("tokenizer_config.json", '{"eos_token": '),
         ("generation_config.json", "not JSON"),
-        pytest.param("tokenizer_config.json", "[]", marks=pytest.mark.xfail(raises=TypeError, strict=True)),
-        pytest.param("generation_config.json", "[]", marks=pytest.mark.xfail(raises=AttributeError, strict=True)),
+        ("tokenizer_config.json", "[]"),
+        ("generation_config.json", "[]"),
     ],
 )
 def test_a_missing_or_broken_file_is_named(checkpoint, name, content):

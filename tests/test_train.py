@@ -267,7 +267,20 @@ def test_the_reward_rises(run, monkeypatch, gradient):
         return records
 
     monkeypatch.setattr(train, "score", score)
-    flags = ["--samples", "16", "--prompts", "4", "--max-new-tokens", "2", "--steps", "20", "--lr", "0.01"]
+    flags = [
+        "--samples",
+        "16",
+        "--prompts",
+        "4",
+        "--max-new-tokens",
+        "2",
+        "--steps",
+        "20",
+        "--lr",
+        "0.01",
+        "--micro-batch",
+        "64",
+    ]
     _, out = run(*flags, "--gradient", gradient, "--eval-every", "1000")
     rewards = [row["reward"] for row in metrics(out)[1:]]
     assert sum(rewards[-5:]) / 5 > sum(rewards[:3]) / 3 + 0.3
