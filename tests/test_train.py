@@ -267,20 +267,8 @@ def test_the_reward_rises(run, monkeypatch, gradient):
         return records
 
     monkeypatch.setattr(train, "score", score)
-    flags = [
-        "--samples",
-        "16",
-        "--prompts",
-        "4",
-        "--max-new-tokens",
-        "2",
-        "--steps",
-        "20",
-        "--lr",
-        "0.01",
-        "--micro-batch",
-        "64",
-    ]
+    flags = "--prompts 4 --samples 8 --max-new-tokens 2 --steps 20 --lr 0.01 --micro-batch 32".split()
+    flags += ["--prompt-template", "{question}"]
     _, out = run(*flags, "--gradient", gradient, "--eval-every", "1000")
     rewards = [row["reward"] for row in metrics(out)[1:]]
     assert sum(rewards[-5:]) / 5 > sum(rewards[:3]) / 3 + 0.3
