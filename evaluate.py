@@ -75,7 +75,7 @@ def accuracy(records: list[list[dict]]) -> tuple[float, float]:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" is CUDA, else MPS, else the CPU. Raises ValueError where it lacks."""
+    """The device of that name; "auto" is CUDA, else MPS, else the CPU. Raises ValueError where there is none."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -105,13 +105,18 @@ def check_room(model: Decoder, tokenizer: Tokenizer, problems: list[data.Problem
     if longest + max_new_tokens > context:
         raise ValueError(
             f"the longest prompt has {longest} tokens, with --max-new-tokens {max_new_tokens} more than the model's "
-            f"{context} (max_position_embeddings); lower --max-new-tokens or choose another model"
+            f"{context} (max_position_embeddings); lower it, or take a model with a longer context"
         )
 
 
 def out_of_memory(error: Exception) -> bool:
     said = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in said or "t allocate memory" in said
+    return (
+        isinstance(error, MemoryError)
+        or "out of memory" in said
+        or "t allocate memory" in said
+        or "alloc_failed" in said
+    )
 
 
 def complain(error: Exception) -> int:
@@ -132,7 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--problems", type=int, help="only the first so many (default: all)")
     parser.add_argument("--samples", type=int, default=0, help="samples a problem; 0: one, greedy (default: 0)")
     parser.add_argument("--temperature", type=float, default=1.0, help="of the samples (default: 1)")
-    parser.add_argument("--max-new-tokens", type=int, default=256, help="longest completion (default: 256)")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="longest completion (default: 128)")
     parser.add_argument("--prompt-template", help="prompt with {question} in it (default: the checkpoint's own)")
     parser.add_argument("--batch", type=int, default=64, help="completions at a time (default: 64)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="(default: float32)")
@@ -159,7 +164,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        print("error: out of memory; lower --batch or --max-new-tokens", file=sys.stderr)
+        print("error: out of memory; lower --batch, --samples or --max-new-tokens", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

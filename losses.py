@@ -96,9 +96,7 @@ def gradient_weights(
     weight = torch.where(mask, log_weight.exp(), 0.0)
     if weight.isinf().any():
         row = weight.isinf().any(dim=1).nonzero()[0].item()
-        raise OverflowError(
-            f"completion {row}: the uncapped weight overflows, log W = {log_ratio[row].sum():.1f}; give a cap"
-        )
+        raise OverflowError(f"a completion's uncapped weight overflows, log W = {log_ratio[row].sum():.1f}; give a cap")
     return weight
 
 

@@ -63,7 +63,7 @@ class Config:
         """Reads config.json's content; raises ValueError that names the key for what is missing or not implemented."""
         if not isinstance(raw, dict):
             raise ValueError(f"expected a JSON object, got {str(raw)[:80]}")
-        if raw.get("model_type") not in list(ARCHITECTURES):
+        if raw.get("model_type") not in tuple(ARCHITECTURES):  # a tuple: the value may be a list
             raise ValueError(f"model_type is {raw.get('model_type')!r}; implemented are {', '.join(ARCHITECTURES)}")
         for key, value in ONLY_IMPLEMENTED.items():
             if raw.get(key, value) not in (None, value):
@@ -80,14 +80,14 @@ class Config:
             known.setdefault("num_key_value_heads", heads)
         if raw["model_type"] != "qwen3" and heads and size and "head_dim" not in known:
             if size % heads:
-                raise ValueError(f"hidden_size is {size}, no multiple of num_attention_heads, {heads}")
+                raise ValueError(f"hidden_size is {size}, not a multiple of num_attention_heads, {heads}")
             known["head_dim"] = size // heads
         for f in fields(cls):
             if f.name not in known and f.default is MISSING and f.default_factory is MISSING:
                 raise ValueError(f"the key {f.name} is missing")
         if heads % known["num_key_value_heads"]:
             raise ValueError(
-                f"num_attention_heads is {heads}, no multiple of num_key_value_heads, {known['num_key_value_heads']}"
+                f"num_attention_heads is {heads}, not a multiple of num_key_value_heads, {known['num_key_value_heads']}"
             )
         if known["head_dim"] % 2:
             raise ValueError(f"head_dim is {known['head_dim']}; the rotary embedding turns pairs, an even number")
@@ -406,7 +406,8 @@ class Decoder(nn.Module):
         spellings = {"dtype": dtype, "torch_dtype": dtype}  # of transformers 5 and 4
         config = {"architectures": [ARCHITECTURES[self.config.model_type]], **self.config.to_dict(), **spellings}
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        (folder / INDEX).unlink(missing_ok=True)  # of an older checkpoint in shards, which would be read instead
+        for path in [folder / INDEX, *folder.glob("model-*-of-*.safetensors")]:  # of an older checkpoint, in shards
+            path.unlink(missing_ok=True)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

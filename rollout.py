@@ -12,6 +12,7 @@ logprobs.
 """
 
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -149,7 +150,10 @@ def prefill(model: Decoder, prompts: list[list[int]], max_new_tokens: int, skip)
     cache = KVCache(model, len(prompts), longest + max_new_tokens - 1, skip, padding if padding.any() else None)
     last = torch.zeros(tokens.shape, dtype=torch.bool, device=device)
     last[:, -1] = True
-    return model(tokens, cache=cache, skip=skip, logits_for=last), cache
+    logits = model(tokens, cache=cache, skip=skip, logits_for=last)
+    if not logits.isfinite().all():
+        raise FloatingPointError("the model's logits are not finite")
+    return logits, cache
 
 
 def survivors(done: Tensor) -> Tensor:
@@ -172,10 +176,12 @@ def uniform_streams(model: Decoder, prompts, n_samples: int, max_new_tokens: int
             f"prompts of {min(map(len, prompts))} to {longest} tokens, {max_new_tokens} new ones: a prompt must not be "
             f"empty, and the model's max_position_embeddings leaves room for {context} in all"
         )
-    seeds = range(seed, seed + len(prompts)) if isinstance(seed, int) else seed
+    seeds = range(int(seed), int(seed) + len(prompts)) if isinstance(seed, Integral) else seed
     if len(seeds) != len(prompts):
         raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts")
-    streams = [np.random.default_rng([s, g]).random(max_new_tokens) for s in seeds for g in range(n_samples)]
+    # numpy reads a large s as several words of 32 bits: its upper ones stand last, so that no two (s, g) are the same.
+    keys = [(s % 2**32, g, s // 2**32) for s in seeds for g in range(n_samples)]
+    streams = [np.random.default_rng(key).random(max_new_tokens) for key in keys]
     return torch.from_numpy(np.stack(streams))
 
 

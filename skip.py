@@ -14,7 +14,7 @@ import torch
 
 
 def valid_layers(n_layers: int, border: int) -> list[int]:
-    """D2 by distance: all layers but the first and the last `border`. May be empty, which only skips nothing."""
+    """D2 by distance: all layers but the first and the last `border`. May be empty: then only 0 can be drawn."""
     if border < 0:
         raise ValueError(f"the border is {border}; expected 0 or more layers")
     return list(range(border, n_layers - border))
@@ -30,7 +30,7 @@ def parse_valid_layers(text: str, n_layers: int) -> list[int]:
             first, dash, last = part.partition("-")
             first, last = int(first), int(last if dash else first)
             if not 0 <= first <= last < n_layers:
-                raise ValueError(f"{part!r} is no range of layers from 0 to {n_layers - 1}")
+                raise ValueError(f"{part!r} is not a range of layers from 0 to {n_layers - 1}")
             layers.update(range(first, last + 1))
     except ValueError as error:
         raise ValueError(f"valid layers {text!r}: {error}; expected border:K or a list such as 2,5,8-11") from None
@@ -52,7 +52,7 @@ def sample_mask(n_layers: int, ratio: float, valid: list[int], generator: torch.
             f"a skip ratio of {ratio} asks for {n_skipped} of {n_layers} layers, but only {len(valid)} may be skipped"
         )
     if ratio > 0 and n_skipped == 0:
-        warnings.warn(f"a skip ratio of {ratio} of {n_layers} layers rounds to no layer at all", stacklevel=2)
+        warnings.warn(f"a skip ratio of {ratio} of {n_layers} layers rounds to no layer at all", stacklevel=1)
     chosen = torch.randperm(len(valid), generator=generator)[:n_skipped].tolist()
     skipped = {valid[i] for i in chosen}
     return tuple(layer in skipped for layer in range(n_layers))

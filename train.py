@@ -18,6 +18,7 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
@@ -71,12 +72,12 @@ class Settings:
     temperature: float = option(1.0, "τ of sampling and of the policy that is trained", low=0.01)
     lr: float = option(1e-5, "learning rate of AdamW")
     lr_warmup_steps: int = option(5, "steps over which the rate rises linearly")
-    max_grad_norm: float = option(1.0, "the gradient is clipped to this norm")
+    max_grad_norm: float = option(1.0, "the gradient is clipped to this norm; 0: not at all")
     micro_batch: int = option(8, "completions a forward and backward pass; changes memory, not the gradient", low=1)
 
-    warmup_epochs: int = option(0, "epochs of supervised learning on the rationales before")
-    warmup_lr: float = option(1e-4, "its learning rate at the peak")
-    warmup_batch: int = option(16, "its problems a step", low=1)
+    warmup_epochs: int = option(0, "epochs of supervised learning on the rationales before the reinforced steps")
+    warmup_lr: float = option(1e-4, "the peak learning rate of the warm-up")
+    warmup_batch: int = option(16, "problems a step of the warm-up", low=1)
 
     eval_every: int = option(10, "steps between greedy evaluations on the test split, besides before and after", low=1)
     eval_problems: int = option(300, "problems of the test split at most", low=1)
@@ -123,7 +124,7 @@ def reinforce(run: Run) -> None:
     for step in tqdm(range(1, s.steps + 1), desc="steps", leave=False, disable=None):
         problems = draw(run.train, s.prompts, step, s.seed)
         prompts = [run.tokenizer.encode_prompt(problem.question) for problem in problems]
-        masks = torch.Generator().manual_seed(s.seed * 2**32 + step)  # SKIP
+        masks = torch.Generator().manual_seed((s.seed * 1_000_003 + step) % 2**32)  # SKIP: it reads 32 bits
         skip = sample_mask(n_layers, s.skip_ratio, run.valid, masks)  # SKIP
 
         with log.phase("sample"):
@@ -150,10 +151,13 @@ def reinforce(run: Run) -> None:
         figures = describe(rollout, rewards, advantages, log_rho, entropy, log.seconds["seconds_sample"])
         figures |= {"loss": loss if stepped else None, "grad_norm": norm, "lr": lr, "stepped": stepped}
         figures["skipped_layers"] = [layer for layer in range(n_layers) if skip[layer]]
-        if step % s.eval_every == 0 or step == s.steps:
-            log.write_samples(step, "nested, sampled", records)
-            figures |= test(run, step)
-        log.write(readable(step, s.steps, figures), phase="reinforce", step=step, **figures)
+        try:
+            if step % s.eval_every == 0 or step == s.steps:
+                log.write_samples(step, "nested, sampled", records)
+                figures |= test_accuracy(run, step)
+                save(run, step)
+        finally:  # the step is taken, whatever becomes of the evaluation
+            log.write(readable(step, s.steps, figures), phase="reinforce", step=step, **figures)
 
 
 def accumulate_gradient(
@@ -210,7 +214,7 @@ def warm_up(run: Run) -> None:
     """Supervised learning of the train split's rationales. Its loss is E3 with w = A = 1: the mean of −log π(token)."""
     s, model, log = run.settings, run.model, run.log
     weights = MasterWeights(model)
-    steps = s.warmup_epochs * math.ceil(len(run.train) / s.warmup_batch)
+    steps = math.ceil(s.warmup_epochs * len(run.train) / s.warmup_batch)
     for step in tqdm(range(1, steps + 1), desc="warm-up", leave=False, disable=None):
         problems = draw(run.train, s.warmup_batch, step, s.seed)
         prompts = [run.tokenizer.encode_prompt(problem.question) for problem in problems]
@@ -253,7 +257,7 @@ def draw(problems: list[data.Problem], size: int, step: int, seed: int) -> list[
     return chosen
 
 
-def test(run: Run, step: int) -> dict[str, float]:
+def test_accuracy(run: Run, step: int) -> dict[str, float]:
     """Greedy accuracy of the full model on the first problems of the test split, as figures for the metrics."""
     s = run.settings
     with run.log.phase("evaluate"):
@@ -289,7 +293,11 @@ def readable(step: int, steps: int, f: dict) -> str:
         f"acceptance {f['acceptance']:.3f}  ess {f['ess']:.3f}  length {f['mean_length']:.0f}  "
         f"cut off {f['cut_off']:.0%}  {f['tokens_per_second']:.0f} tokens/s"
     )
-    return line + (f"  test {f['test_accuracy']:.1%} ± {f['test_accuracy_se']:.1%}" if "test_accuracy" in f else "")
+    return line + (f"  {readable_accuracy(f)}" if "test_accuracy" in f else "")
+
+
+def readable_accuracy(f: dict) -> str:
+    return f"test {f['test_accuracy']:.1%} ± {f['test_accuracy_se']:.1%}"
 
 
 class MasterWeights:
@@ -315,7 +323,7 @@ class MasterWeights:
 
     def step(self, lr: float, max_grad_norm: float) -> float:
         """Clips, steps, forgets the gradient; returns its norm before clipping. FloatingPointError if not finite."""
-        norm = torch.nn.utils.clip_grad_norm_(self.masters, max_grad_norm).item()
+        norm = torch.nn.utils.clip_grad_norm_(self.masters, max_grad_norm or math.inf).item()
         if not math.isfinite(norm):
             raise FloatingPointError(f"the gradient's norm is {norm}")
         for group in self.adamw.param_groups:
@@ -344,6 +352,7 @@ class Log:
     def __init__(self, folder: Path):
         self.folder = folder
         self.phase_now = ""  # for what is said when memory runs out
+        self.saved = "none"  # the checkpoint, for the last line
         self.seconds = {}
 
     @contextmanager
@@ -388,20 +397,19 @@ def parse(arguments: list[str] | None) -> Settings:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     for f in fields(Settings):
-        choices = f" ({', '.join(f.metadata['choices'])})" if f.metadata["choices"] else ""
-        default = f" (default: {f.default})" if f.default != "" else ""
-        help = (f.metadata["help"] + choices + default).replace("%", "%%")
-        parser.add_argument(
-            f"--{f.name.replace('_', '-')}", type=type(f.default), default=f.default, help=help, metavar="X"
-        )
+        notes = [", ".join(f.metadata["choices"])] if f.metadata["choices"] else []
+        notes += [f"default: {f.default}"] if f.default != "" else []
+        help = f.metadata["help"] + (f" ({'; '.join(notes)})" if notes else "")
+        flag, default = f"--{f.name.replace('_', '-')}", f.default
+        parser.add_argument(flag, type=type(default), default=default, help=help, metavar="X")
     return Settings(**vars(parser.parse_args(arguments)))
 
 
 def set_up(s: Settings) -> Run:
     """Reads all that the user named, before anything long is begun. Raises ValueError or OSError."""
     out = Path(s.out or f"runs/{datetime.now():%Y-%m-%d-%H%M%S}").expanduser()
-    if (out / "metrics.jsonl").exists():
-        raise FileExistsError(f"--out {out} already holds a run; name another folder")
+    if (out / "metrics.jsonl").exists() or (out / "checkpoint").exists():
+        raise FileExistsError(f"--out {out} already holds a run or a checkpoint; name another folder")
     problems = {split: data.load(s.dataset, split, s.data_dir or None) for split in data.SPLITS}
     with tempfile.TemporaryDirectory() as folder:
         if not s.model:
@@ -419,15 +427,15 @@ def set_up(s: Settings) -> Run:
     return Run(s, model, tokenizer, problems["train"], problems["test"], valid, Log(out))
 
 
-def save(run: Run) -> None:
-    """DIR/checkpoint, a whole Hugging Face folder or none."""
+def save(run: Run, step: int | str) -> None:
+    """DIR/checkpoint, a Hugging Face folder: the new one whole, or the old one."""
+    folder, partial = run.log.folder / "checkpoint", run.log.folder / "checkpoint.partial"
     with uninterrupted():
-        folder, partial = run.log.folder / "checkpoint", run.log.folder / "checkpoint.partial"
         run.model.save_pretrained(partial)
         run.tokenizer.save(partial)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
-    print(f"checkpoint: {folder}")
+        run.log.saved = f"{folder} (step {step})"
 
 
 LESS_MEMORY = {
@@ -445,30 +453,43 @@ def main(arguments: list[str] | None = None) -> int:
         return complain(error)
     except KeyboardInterrupt:
         return 130
-    status = 0
     try:
-        if run.settings.warmup_epochs:
-            warm_up(run)
-        figures = test(run, step=0)
-        before = figures["test_accuracy"]
-        run.log.write(f"before the first step: test {before:.1%}", phase="reinforce", step=0, **figures)
-        reinforce(run)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        status = work(run)
+    except OSError as error:  # a full disk, a folder that went away
+        complain(error)
+        status = 1
+    except KeyboardInterrupt:  # a second one, while the checkpoint of the first was written
         status = 130
-    except (FloatingPointError, OverflowError) as error:
-        print(f"error: {error}; stopped with the weights of the last good step", file=sys.stderr)
-        status = 1
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        advice = LESS_MEMORY.get(run.log.phase_now, "--prompts, --samples or --micro-batch")
-        print(f"error: out of memory (phase: {run.log.phase_now}); lower {advice}", file=sys.stderr)
-        status = 1
-    finally:
-        save(run)
+    print(f"checkpoint: {run.log.saved}")
     return status
 
 
+def work(run: Run) -> int:
+    """The run itself. Whatever ends it, the last good weights are in DIR/checkpoint. Returns the exit status."""
+    s, log = run.settings, run.log
+    try:
+        if s.warmup_epochs:
+            warm_up(run)
+        figures = test_accuracy(run, step=0)
+        log.write(f"step 0/{s.steps}  {readable_accuracy(figures)}", phase="reinforce", step=0, **figures)
+        save(run, step=0)
+        reinforce(run)
+        return 0
+    except (FloatingPointError, OverflowError) as error:  # weights that came to this are not worth keeping
+        print(f"error: {error}; the last good checkpoint is kept", file=sys.stderr)
+        return 1
+    except BaseException as error:
+        save(run, step="unfinished")
+        if isinstance(error, KeyboardInterrupt):
+            print("interrupted", file=sys.stderr)
+            return 130
+        if not out_of_memory(error):
+            raise
+        advice = LESS_MEMORY.get(log.phase_now, "--prompts, --samples or --micro-batch")
+        print(f"error: out of memory (phase: {log.phase_now}); lower {advice}", file=sys.stderr)
+        return 1
+
+
 if __name__ == "__main__":
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     sys.exit(main())

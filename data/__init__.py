@@ -1,4 +1,4 @@
-"""Data sets as lists of `Problem`: SVAMP, GSM8K and Math12k from their published files, arith from own templates."""
+"""Data sets as lists of `Problem`: SVAMP, GSM8K, Math12k from their published files, arith from templates of ours."""
 
 from pathlib import Path
 

@@ -99,7 +99,7 @@ def test_bounded_weights_stay_finite_at_any_length(kwargs, sign):
 
 def test_an_uncapped_weight_that_overflows_names_its_log():
     """Truncation is a choice of the estimator: infinity must not be cut quietly, nor become NaN in the loss."""
-    with pytest.raises(OverflowError, match=r"completion 1: .*log W = 200\.0"):
+    with pytest.raises(OverflowError, match=r"log W = 200\.0"):
         log_rho = torch.tensor([[1.0, 1.0], [100.0, 100.0]])
         gradient_weights("is", log_rho, torch.ones(2, 2), level="sequence", cap=None)
 

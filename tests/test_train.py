@@ -72,8 +72,8 @@ def test_the_gradient_does_not_depend_on_micro_batches(settings, normaliser):
         assert relative(gradient(model, rollout, micro_batch=size, **settings), whole) < 1e-5  # masters are float32
 
 
-def test_silent_groups_count_in_z_and_get_no_backward_pass(monkeypatch):
-    """A silent group's tokens are part of the mean, its log-ratios of the diagnostics; a backward pass would add 0."""
+def test_silent_groups_get_a_forward_pass_for_the_diagnostics_and_no_backward_pass(monkeypatch):
+    """Its log-ratios and entropy are part of the figures; a backward pass would add 0."""
     model = small_model(torch.float32)
     rollout = generate(model, PROMPTS, 4, 16, [0], skip=(False, True, False, False), seed=0)
     with_gradient, original = [], train.completion_logprobs
@@ -274,16 +274,47 @@ def test_the_reward_rises(run, monkeypatch, gradient):
     assert sum(rewards[-5:]) / 5 > sum(rewards[:3]) / 3 + 0.3
 
 
-def test_weights_that_are_not_finite_stop_the_run_with_a_message(run, easy_reward, checkpoint, tmp_path, capsys):
-    """One line, exit status 1, and a checkpoint of what there was."""
+def test_numbers_that_are_not_finite_stop_the_run_and_keep_the_last_good_checkpoint(
+    run, easy_reward, monkeypatch, capsys
+):
+    """One line, exit status 1; what is written is what was last evaluated, not the weights that came to NaN."""
+    original = MasterWeights.step
+
+    def step(self, *arguments):
+        norm = original(self, *arguments)
+        self.masters[-1].data.fill_(math.nan)
+        return norm
+
+    monkeypatch.setattr(MasterWeights, "step", step)
+    status, out = run()
+    assert status == 1
+    assert all(p.isfinite().all() for p in Decoder.from_pretrained(out / "checkpoint").parameters())
+    captured = capsys.readouterr()
+    assert re.fullmatch("error: .*not finite; the last good checkpoint is kept", captured.err.strip().splitlines()[-1])
+    assert captured.out.strip().endswith("checkpoint (step 0)")
+
+
+def test_a_model_that_is_not_finite_from_the_start_leaves_no_checkpoint(run, checkpoint, tmp_path, capsys):
+    """There is no good one."""
     model = Decoder.from_pretrained(checkpoint)
     model.model.layers[2].mlp.up_proj.weight.data[0, 0] = math.nan
     model.save_pretrained(tmp_path / "broken")
     train.Tokenizer(checkpoint).save(tmp_path / "broken")
     status, out = run("--model", str(tmp_path / "broken"))
-    assert status == 1 and (out / "checkpoint" / "model.safetensors").exists()
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert re.match("error: .*not finite.* last good step", error)
+    assert status == 1 and not (out / "checkpoint").exists()
+    assert "logits are not finite" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line(run, monkeypatch, capsys):
+    """No traceback; and no half-written folder under the checkpoint's name."""
+
+    def save_pretrained(self, folder):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Decoder, "save_pretrained", save_pretrained)
+    status, out = run()
+    assert status == 1 and not (out / "checkpoint").exists()
+    assert "No space left" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def interrupt_in_step_2(monkeypatch, error):
@@ -323,12 +354,12 @@ def test_out_of_memory_says_which_setting_to_lower(run, easy_reward, monkeypatch
     assert "--samples, --prompts or --max-new-tokens" in capsys.readouterr().err
 
 
-def test_an_error_of_our_own_is_not_hidden_and_loses_nothing(run, easy_reward, monkeypatch):
+def test_an_error_of_our_own_is_not_hidden_and_loses_nothing(run, easy_reward, monkeypatch, tmp_path):
     """A traceback is right for a bug; the checkpoint is written all the same."""
     interrupt_in_step_2(monkeypatch, RuntimeError("shape mismatch"))
     with pytest.raises(RuntimeError, match="shape mismatch"):
         run()
-    assert list(Path.cwd().glob("checkpoint*")) == []
+    assert Decoder.from_pretrained(tmp_path / "out" / "checkpoint")
 
 
 def test_without_a_model_a_tiny_one_is_made(tmp_path, capsys):
