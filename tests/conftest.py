@@ -1,5 +1,6 @@
 """What the tests share: small models with random weights, and the data sets where they lie beside the repository."""
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,38 @@ def small_model(dtype=torch.float64, seed: int = 0, std: float = 0.3, **sizes) -
             if parameter.dim() > 1:
                 torch.nn.init.normal_(parameter, std=std)
     return model
+
+
+class Letters:
+    """A tokenizer in which token i is the character chr(65 + i), for models of 29 tokens; three of them end."""
+
+    eos_ids, eos_id = [0, 12, 20], 0
+
+    def encode_prompt(self, question: str) -> list[int]:
+        return [1, *self.encode(question)]
+
+    def encode_completion(self, text: str) -> list[int]:
+        return [*self.encode(text), self.eos_id]
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(character) - 65 for character in text]
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(chr(65 + i) for i in ids)
+
+    def save(self, folder) -> None:
+        (Path(folder) / "letters").touch()
+
+
+def spy(monkeypatch, module, name: str) -> list[dict]:
+    """The arguments of every call that a module makes of one of its functions, by name, defaults included."""
+    calls, original = [], getattr(module, name)
+
+    def call(*arguments, **keywords):
+        bound = inspect.signature(original).bind(*arguments, **keywords)
+        bound.apply_defaults()
+        calls.append(dict(bound.arguments))
+        return original(*arguments, **keywords)
+
+    monkeypatch.setattr(module, name, call)
+    return calls

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from conftest import Letters, small_model, spy
 
 import data
 import evaluate
@@ -77,3 +78,52 @@ def test_the_command_line_prints_accuracy_and_writes_the_texts(folder, tmp_path,
     printed = capsys.readouterr().out
     assert "arith test, 3 problems, 2 samples a problem" in printed and "pass@2: " in printed
     assert len([json.loads(line) for line in out.read_text().splitlines()]) == 6
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_records_are_the_whole_model_s_completions_problem_by_problem(temperature):
+    """No layer skipped, all end tokens, the temperature asked for, and stream seed + i whatever else is evaluated."""
+    model, tokenizer = small_model(torch.float64), Letters()
+    problems = [data.Problem("NEST" * (5 - i), "7", "") for i in range(4)]  # the longest first, so that sorting moves
+    records = evaluate.evaluate(model, tokenizer, problems, 12, 2, temperature, batch=4, seed=3)
+    for i, problem in enumerate(problems):
+        alone = generate(
+            model, [tokenizer.encode_prompt(problem.question)], 2, 12, [0, 12, 20], temperature=temperature, seed=3 + i
+        )
+        assert [r["completion"] for r in records[i]] == [tokenizer.decode(alone.completion(g)) for g in range(2)]
+        assert [r["ended"] for r in records[i]] == alone.ended.tolist()
+
+
+def test_a_batch_holds_as_many_completions_as_were_asked_for(monkeypatch):
+    """Samples count: 5 completions at a time are 2 problems of 2 samples."""
+    calls = spy(monkeypatch, evaluate, "generate")
+    problems = [data.Problem("NEST", "7", "")] * 5
+    evaluate.evaluate(small_model(torch.float32), Letters(), problems, 2, n_samples=2, temperature=1.0, batch=5)
+    assert [len(call["prompts"]) for call in calls] == [2, 2, 1]
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+def test_every_flag_of_the_command_line_reaches_the_evaluation(folder, tmp_path, monkeypatch, capsys, sampled):
+    """And the figures printed are mean accuracy and the share of problems solved by any sample."""
+    called = {}
+
+    def stand_in(model, tokenizer, problems, max_new_tokens, n_samples, temperature, batch, seed):
+        called.update(locals())
+        rewards = [[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]] if sampled else [[1.0], [0.0]]
+        return [[{"reward": r, "ended": True} for r in samples] for samples in rewards]
+
+    monkeypatch.setattr(evaluate, "evaluate", stand_in)
+    monkeypatch.setattr(
+        evaluate.data, "load", lambda name, split, folder: [data.Problem(f"{name} {split} {i}", "7", "") for i in "123"]
+    )
+    flags = "--dataset arith --split train --problems 2 --max-new-tokens 9 --batch 5 --seed 7 --dtype bfloat16".split()
+    flags += ["--prompt-template", "Q: {question}", "--device", "cpu", "--out", str(tmp_path / "texts.jsonl")]
+    flags += ["--samples", "3", "--temperature", "0.5"] if sampled else []
+    assert evaluate.main(["--model", str(folder), *flags]) == 0
+    assert called["model"].lm_head.weight.dtype == torch.bfloat16 and called["tokenizer"].template == "Q: {question}"
+    assert [problem.question for problem in called["problems"]] == ["arith train 1", "arith train 2"]
+    given = [called[name] for name in ("max_new_tokens", "n_samples", "temperature", "batch", "seed")]
+    assert given == ([9, 3, 0.5, 5, 7] if sampled else [9, 1, 0.0, 5, 7])
+    printed = capsys.readouterr().out
+    said = ["accuracy 16.7%", "pass@3: 50.0%"] if sampled else ["greedy: accuracy 50.0%"]
+    assert all(figure in printed for figure in said)

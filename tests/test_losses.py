@@ -210,3 +210,32 @@ def test_ess_shows_a_collapse_that_overflows():
     log_rho = torch.zeros(10, 5)
     log_rho[3] = 1000.0
     assert diagnostics(log_rho, torch.ones(10, 5))["ess"] == pytest.approx(0.1)
+
+
+def test_log_ratio_is_detached_and_exact():
+    """What it feeds (weights, diagnostics) is data, and bfloat16's 8 bits would drown a ratio near 1."""
+    target, behaviour = (torch.tensor([[value]], dtype=torch.bfloat16) for value in (-8.0, -0.01))
+    ratio = log_ratio(target.requires_grad_(), behaviour, torch.ones(1, 1))
+    assert not ratio.requires_grad
+    assert ratio.dtype == torch.float32 and ratio.item() == -8.0 - behaviour.item()
+
+
+def test_the_loss_differentiates_the_log_probabilities_alone():
+    """E3 once more: w is detached here too, and what stands outside the mask never matters, were it NaN."""
+    logprobs = torch.tensor([[-1.0, math.nan]], requires_grad=True)
+    weights = torch.tensor([[3.0, 5.0]], requires_grad=True)
+    loss = policy_loss(logprobs, weights, torch.tensor([2.0]), torch.tensor([[1, 0]]), 1.0)
+    loss.backward()
+    assert loss.item() == 6.0 and weights.grad is None
+    torch.testing.assert_close(logprobs.grad, torch.tensor([[-6.0, 0.0]]))
+
+
+def test_diagnostics_by_hand_of_a_collapse_among_large_weights_with_padding():
+    """W = e^100 beats W = e^60, which clamping either would hide; the largest |log ρ| is a negative one; NaN is out."""
+    log_rho = torch.tensor([[60.0, math.nan, math.nan], [210.0, 10.0, -120.0]])
+    figures = diagnostics(log_rho, torch.tensor([[1, 0, 0], [1, 1, 1]]))
+    assert figures["ess"] == pytest.approx(0.5)
+    log_rho = torch.tensor([[1.0, math.nan], [-3.0, 1.0]])
+    figures = diagnostics(log_rho, torch.tensor([[1, 0], [1, 1]]))
+    assert figures["max_abs_log_ratio"] == 3
+    assert figures["ess"] == pytest.approx((math.e + math.e**-2) ** 2 / (2 * (math.e**2 + math.e**-4)))

@@ -1,5 +1,6 @@
 """The sampler: the fast one is the naive one, and its recorded log-probabilities are those of the nested model."""
 
+import math
 from itertools import product
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from conftest import small_model
 
 from model import Decoder
-from rollout import completion_logprobs, generate, generate_naive, sample, survivors
+from rollout import completion_logprobs, generate, generate_naive, sample, survivors, uniform_streams
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11], [3, 3]]
 EOS = [0, 12, 20]
@@ -173,3 +174,65 @@ def test_what_cannot_be_sampled_is_refused(model, arguments, said):
     """With what was given, not with an index error from inside."""
     with pytest.raises(ValueError, match=said):
         generate(model, *arguments)
+
+
+def test_a_token_of_probability_0_is_never_drawn():
+    """u = 0 exactly, or on a boundary: log 0 in the record would make an infinite ratio of it."""
+    logits = torch.tensor([[-math.inf, 0.0, 0.0], [0.0, -math.inf, 0.0]], dtype=torch.float64)
+    token, logprob = sample(logits, torch.tensor([0.0, 0.5], dtype=torch.float64), temperature=1.0)
+    assert token.tolist() == [1, 2]
+    assert logprob.exp().tolist() == pytest.approx([0.5, 0.5])
+
+
+def test_the_temperature_divides_the_logits():
+    """Odds of 1 to 2 are 1 to 4 at τ = ½. Sampling and scoring share one softmax: comparing them shows nothing."""
+    logits = torch.tensor([[0.0, math.log(2)]] * 2)
+    token, logprob = sample(logits, torch.tensor([0.19, 0.21], dtype=torch.float64), temperature=0.5)
+    assert token.tolist() == [0, 1]
+    torch.testing.assert_close(logprob.exp(), torch.tensor([0.2, 0.8]))
+
+
+def test_log_probabilities_are_float32_where_the_model_is_bfloat16():
+    """Rounded to 8 bits, log η or log π alone would make ratios of e^0.03 out of nothing."""
+    model = small_model(torch.bfloat16)
+    rollout = generate(model, PROMPTS, 2, 6, EOS, seed=1)
+    scored, entropy = completion_logprobs(model, rollout.prompts, rollout.tokens, rollout.mask)
+    for figures in (rollout.logprobs, scored, entropy):
+        assert figures.dtype == torch.float32
+        assert (figures != figures.bfloat16()).any(), "rounded on the way"
+
+
+def test_a_rollout_has_no_gradient(model):
+    """Sampling keeps no graph: it would hold every step's activations until the loss."""
+    rollout = generate(model, PROMPTS, 2, 6, EOS, seed=1)
+    assert not rollout.logprobs.requires_grad
+
+
+def test_no_two_rows_share_a_stream(model):
+    """Neither in a group nor between prompts with consecutive seeds: equal numbers make completions dependent."""
+    uniforms = uniform_streams(model, [[1]] * 5, 4, 3, seed=7)
+    assert len({tuple(row) for row in uniforms.tolist()}) == 20
+
+
+def test_a_rollout_is_as_wide_as_its_longest_completion(model):
+    """A budget that no completion uses costs the update nothing."""
+    rollout = generate(model, PROMPTS, 2, 24, list(range(29)), seed=1)
+    assert rollout.tokens.shape == rollout.mask.shape == rollout.logprobs.shape == (8, 1)
+
+
+def test_a_prompt_and_its_completion_may_fill_the_context_exactly(model):
+    """256 tokens in all; one more is refused (below)."""
+    rollout = generate(model, [[1] * 250], 2, 6, [], seed=1)
+    assert rollout.tokens.shape == (2, 6)
+
+
+def test_logits_that_are_not_finite_still_give_a_token():
+    """The index is clamped to the vocabulary: what is wrong is said by the check of the log-ratios, not by an index."""
+    token, logprob = sample(torch.full((1, 3), math.nan), torch.tensor([0.5], dtype=torch.float64), temperature=1.0)
+    assert 0 <= token.item() < 3 and logprob.isnan().all()
+
+
+def test_no_two_runs_share_a_stream(model):
+    """A run's seed stands above 2³² in the prompts' seeds: there, too, seed and sample must not be mistaken."""
+    uniforms = uniform_streams(model, [[1]] * 3, 4, 3, seed=[7, 7 + 2**32, 7 + 2 * 2**32])
+    assert len({tuple(row) for row in uniforms.tolist()}) == 12

@@ -3,17 +3,20 @@
 import json
 import math
 import re
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import small_model
+from conftest import Letters, small_model, spy
 
+import data
 import train
 from data import tiny
-from losses import group_advantages
+from losses import gradient_weights, group_advantages, log_ratio, normaliser, policy_loss
 from model import Decoder
-from rollout import generate
+from rollout import Rollout, completion_logprobs, generate
 from train import METRICS, MasterWeights, Settings, accumulate_gradient
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11]]
@@ -155,13 +158,331 @@ def test_every_epoch_draws_every_problem_once_in_a_new_order():
     assert train.draw(problems, 2, 3, seed=0) == epochs[0][4:6]
 
 
-# ---- whole runs, on a small model with random weights
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     sizes = {"num_hidden_layers": 4, "hidden_size": 32, "intermediate_size": 48, "head_dim": 8}
     return tiny.build(tmp_path_factory.mktemp("tiny"), vocab_size=300, **sizes)
+
+
+def metrics(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+# ---- the loop's own parts, on a model of 29 letters
+
+
+@pytest.fixture
+def loop(tmp_path):
+    """A function that makes a Run of a small model, ten problems to train on and five to test; it takes settings."""
+
+    def loop(**settings) -> train.Run:
+        small = {"prompts": 3, "samples": 4, "max_new_tokens": 6, "skip_ratio": 0.25, "eval_problems": 3}
+        out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+        out.mkdir()
+        problems = {
+            split: [data.Problem(split + "CDEFGHIJKL"[i], "7", "IS" * (i + 1)) for i in range(n)]
+            for split, n in (("TRAIN", 10), ("TEST", 5))
+        }
+        s = Settings(**small | {"eval_every": 1000} | settings)
+        return train.Run(
+            s, small_model(torch.float32), Letters(), problems["TRAIN"], problems["TEST"], [1, 2], train.Log(out)
+        )
+
+    return loop
+
+
+@pytest.fixture
+def paid(monkeypatch):
+    """Pays the completions of a batch of 3 x 4 by the table REWARDS, whatever they say."""
+    original = train.score
+
+    def score(*arguments):
+        records = original(*arguments)
+        for samples, rewards in zip(records, REWARDS.tolist(), strict=True):
+            for record, reward in zip(samples, rewards, strict=True):
+                record["reward"] = reward
+        return records
+
+    monkeypatch.setattr(train, "score", score)
+
+
+def test_every_batch_is_sampled_under_a_mask_and_from_streams_of_its_own(loop, monkeypatch):
+    """Masks and streams are functions of seed and step: none is met twice, in no step and under no other seed."""
+    calls, runs = spy(monkeypatch, train, "generate"), [loop(steps=6, seed=seed) for seed in (0, 1)]
+    for run in runs:
+        train.reinforce(run)
+    rows = [row for run in runs for row in metrics(run.log.folder)]
+    masks = [[layer for layer in range(4) if call["skip"][layer]] for call in calls]
+    assert masks == [row["skipped_layers"] for row in rows]
+    assert all(mask in ([1], [2]) for mask in masks)
+    assert [1] in masks[:6] and [2] in masks[:6] and masks[:6] != masks[6:]
+    streams = [seed for call in calls for seed in range(call["seed"], call["seed"] + 3)]
+    assert len(set(streams)) == 12 * 3
+
+
+def test_a_batch_is_sampled_from_the_train_split_as_the_settings_say(loop, monkeypatch):
+    """The number of samples, their length, τ and all end tokens; never a problem of the test split."""
+    calls, run = spy(monkeypatch, train, "generate"), loop(steps=3, samples=2, max_new_tokens=5, temperature=0.7)
+    train.reinforce(run)
+    known = [run.tokenizer.encode_prompt(problem.question) for problem in run.train]
+    for call in calls:
+        assert len(call["prompts"]) == 3 and all(prompt in known for prompt in call["prompts"])
+        given = [call[name] for name in ("n_samples", "max_new_tokens", "temperature", "eos_ids")]
+        assert given == [2, 5, 0.7, [0, 12, 20]]
+
+
+def test_the_test_accuracy_is_greedy_on_the_first_problems_of_the_test_split(loop, monkeypatch):
+    """Measured on what was trained on, or at a temperature, it would be another figure under the same name."""
+    calls, run = spy(monkeypatch, train, "evaluate"), loop(eval_problems=3)
+    figures = train.test_accuracy(run, step=0)
+    [call] = calls
+    assert call["problems"] == run.test[:3] and call["model"] is run.model
+    assert [call[name] for name in ("max_new_tokens", "n_samples", "temperature")] == [6, 1, 0.0]
+    assert figures == {"test_accuracy": 0.0, "test_accuracy_se": 0.0}
+
+
+@pytest.mark.parametrize("kind", ["grpo", "mean", "rloo"])
+def test_the_advantage_asked_for_reaches_its_completion(loop, paid, monkeypatch, kind):
+    """Row p·G + g is sample g of problem p, and A is of the kind of --advantage."""
+    calls = spy(monkeypatch, train, "accumulate_gradient")
+    train.reinforce(loop(steps=1, advantage=kind))
+    torch.testing.assert_close(calls[0]["advantages"], group_advantages(REWARDS, kind).flatten())
+
+
+@pytest.mark.parametrize(
+    "settings, arguments",
+    [
+        ({"gradient": "is", "is_cap": 0.9}, {"kind": "is", "cap": 0.9}),
+        ({"gradient": "is", "is_cap": 0.0}, {"kind": "is", "cap": None}),
+        ({"gradient": "is", "is_level": "sequence"}, {"kind": "is", "level": "sequence"}),
+        ({"gradient": "retrace"}, {"kind": "retrace"}),
+        ({"gradient": "retrace", "retrace_lambda": 0.5}, {"kind": "retrace", "lam": 0.5}),
+        ({"gradient": "retrace", "retrace_c_bar": 1.5}, {"kind": "retrace", "c_bar": 1.5}),
+        ({"gradient": "retrace", "retrace_trace": "token"}, {"kind": "retrace", "trace": "token"}),
+    ],
+)
+def test_loss_and_gradient_are_those_of_the_settings(settings, arguments):
+    """Every flag of the correction reaches it, and the loss that is logged is the whole batch's."""
+    model = small_model(torch.float32)
+    rollout = generate(model, PROMPTS, 4, 8, [0], skip=(False, True, True, False), seed=0)
+    advantages, settings = group_advantages(REWARDS).flatten(), Settings(micro_batch=3, **settings)
+    weights = MasterWeights(model)
+    loss, _, _ = accumulate_gradient(model, weights, rollout, advantages, settings)
+    accumulated = torch.cat([p.grad.flatten() for p in weights.masters])
+
+    model.zero_grad()
+    logprobs, _ = completion_logprobs(model, rollout.prompts, rollout.tokens, rollout.mask)
+    w = gradient_weights(log_ratio=log_ratio(logprobs, rollout.logprobs, rollout.mask), mask=rollout.mask, **arguments)
+    expected = policy_loss(logprobs, w, advantages, rollout.mask, normaliser(rollout.mask))
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-4)
+    assert relative(accumulated, torch.cat([p.grad.flatten() for p in model.parameters()])) < 1e-4
+
+
+def test_completions_of_similar_length_share_a_micro_batch():
+    """Padding is computed like any token: a short completion beside a long one would cost as much."""
+    mask = torch.arange(6) < torch.tensor([5, 1, 3, 4, 2, 6])[:, None]
+    rollout = Rollout([[1]] * 6, mask.long(), mask, torch.zeros(6, 6), torch.ones(6, dtype=torch.bool))
+    batches = train.micro_batches(rollout, torch.tensor([1.0, -1.0, 0.0, 1.0, 1.0, -1.0]), 2)
+    assert batches == [([1, 4], True), ([3, 0], True), ([5], True), ([2], False)]
+
+
+def test_the_learning_rate_rises_linearly_and_stays(loop, paid, monkeypatch):
+    """Step 1 of 4 takes a quarter of it; the metrics say what was taken."""
+    taken, run = [], loop(steps=6, lr=0.4, lr_warmup_steps=4, max_grad_norm=0.7)
+    monkeypatch.setattr(MasterWeights, "step", lambda self, lr, max_grad_norm: taken.append((lr, max_grad_norm)) or 1.0)
+    train.reinforce(run)
+    assert [lr for lr, _ in taken] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
+    assert [row["lr"] for row in metrics(run.log.folder)] == [lr for lr, _ in taken]
+    assert {norm for _, norm in taken} == {0.7}
+
+
+@pytest.mark.parametrize("bound", [0.5, 1e6])
+def test_the_gradient_is_clipped_to_the_norm_asked_for(bound):
+    """AdamW's first update hides a constant factor; its running mean, a tenth of the gradient, shows it."""
+    weights = MasterWeights(small_model(torch.float32))
+    for parameter in weights.masters:
+        parameter.grad = torch.ones_like(parameter)
+    norm = weights.step(lr=1e-3, max_grad_norm=bound)
+    assert norm == pytest.approx(sum(p.numel() for p in weights.masters) ** 0.5), "the norm before clipping"
+    mean = torch.cat([weights.adamw.state[p]["exp_avg"].flatten() for p in weights.masters])
+    assert mean.norm().item() == pytest.approx(min(norm, bound) / 10, rel=1e-4)
+
+
+def test_a_step_without_a_gradient_leaves_the_weights_and_forgets_it():
+    """No weight decay: it would shrink a model that earns nothing. Nor does a gradient outlive its step."""
+    model = small_model(torch.float32)
+    weights, before = MasterWeights(model), [p.clone() for p in model.parameters()]
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    weights.step(lr=0.1, max_grad_norm=1.0)
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_gradients_of_micro_batches_are_added_up_in_float32():
+    """1 + 2⁻⁹ + 2⁻⁹ is 1 in bfloat16, and what a backward pass left behind must not be counted with the next one's."""
+    model = small_model(torch.bfloat16)
+    weights = MasterWeights(model)
+    for part in (1.0, 2**-9, 2**-9):
+        for parameter in model.parameters():
+            assert parameter.grad is None
+            parameter.grad = torch.full_like(parameter, part)
+        weights.collect_gradients()
+    assert all((master.grad == 1 + 2**-8).all() for master in weights.masters)
+
+
+def test_warm_up_learns_rationales_and_their_end_from_the_train_split(loop, monkeypatch):
+    """Prompts in the format of reinforced learning, tokens with the end token, every problem once an epoch."""
+    calls, run = spy(monkeypatch, train, "completion_logprobs"), loop(warmup_epochs=2, warmup_batch=4, micro_batch=3)
+    train.warm_up(run)
+    seen = [
+        (tuple(prompt), tuple(tokens[mask].tolist()))
+        for call in calls
+        for prompt, tokens, mask in zip(call["prompts"], call["tokens"], call["mask"], strict=True)
+    ]
+    expected = {
+        (tuple(run.tokenizer.encode_prompt(p.question)), tuple(run.tokenizer.encode_completion(p.rationale)))
+        for p in run.train
+    }
+    assert len(seen) == 2 * 10 and set(seen[:10]) == set(seen[10:20]) == expected
+
+
+def test_the_warm_up_s_loss_is_the_mean_over_the_batch_s_tokens(loop):
+    """E3 with w = A = 1, whatever the micro-batches: those of short rationales must not weigh more."""
+    rows = []
+    for size in (1, 3, 10):
+        run = loop(warmup_epochs=1, warmup_batch=10, micro_batch=size)
+        if not rows:
+            logprobs = []
+            for problem in run.train:
+                prompt, completion = (
+                    run.tokenizer.encode_prompt(problem.question),
+                    run.tokenizer.encode_completion(problem.rationale),
+                )
+                table = run.model(torch.tensor([prompt + completion]))[0, len(prompt) - 1 : -1].log_softmax(-1)
+                logprobs += table[range(len(completion)), completion].tolist()
+        train.warm_up(run)
+        rows += metrics(run.log.folder)
+    assert [row["loss"] for row in rows] == pytest.approx([-sum(logprobs) / len(logprobs)] * 3, rel=1e-4)
+    assert [row["grad_norm"] for row in rows] == pytest.approx([rows[0]["grad_norm"]] * 3, rel=1e-3)
+    assert rows[0]["tokens"] == len(logprobs)
+
+
+def test_the_warm_up_s_rate_rises_for_a_twentieth_and_falls_to_nothing(loop, monkeypatch):
+    """Of 40 steps two rise; a rate that stayed at its peak would leave a noisy model to start from."""
+    taken, run = [], loop(warmup_epochs=40, warmup_batch=2, warmup_lr=0.4)
+    run.train = run.train[:2]
+    monkeypatch.setattr(MasterWeights, "step", lambda self, lr, max_grad_norm: taken.append(lr) or 1.0)
+    train.warm_up(run)
+    assert taken == pytest.approx([0.2] + [0.4 * (1 - step / 40) for step in range(1, 40)])
+
+
+def test_the_order_of_the_problems_follows_the_seed():
+    """Runs of several seeds should differ in it as well."""
+    problems = list(range(10))
+    assert train.draw(problems, 10, 1, seed=0) != train.draw(problems, 10, 1, seed=1)
+
+
+def test_figures_of_a_batch_by_hand():
+    """Of all completions, silent groups included; a group is silent if all of its advantages are 0."""
+    lengths = torch.tensor([1, 2, 3, 3, 1, 2])
+    mask = torch.arange(3) < lengths[:, None]
+    rollout = Rollout([[1]] * 6, torch.zeros(6, 3), mask, torch.zeros(6, 3), torch.arange(6) != 3)
+    rewards = torch.tensor([[1.0, 0.0, 0.5], [1.0, 1.0, 1.0]])
+    log_rho = torch.tensor([0.0, 0.0, 0.0, 0.5, 0.5, 0.5])[:, None] * mask
+    entropy = torch.where(mask, 2.0, 100.0)
+    figures = train.describe(rollout, rewards, group_advantages(rewards, "mean"), log_rho, entropy, seconds=2.0)
+    by_hand = {"reward": 0.75, "silent_groups": 0.5, "cut_off": 1 / 6, "mean_length": 2, "tokens": 12}
+    by_hand |= {"tokens_per_second": 6, "entropy": 2, "k1": -0.25, "max_abs_log_ratio": 0.5}
+    assert {name: figures[name] for name in by_hand} == pytest.approx(by_hand)
+
+
+def test_a_line_holds_the_seconds_since_the_last_one_and_null_for_what_is_not_finite(tmp_path, monkeypatch):
+    """A phase entered twice counts twice, once; NaN is no JSON, and readers of the file would stop at it."""
+    clock = iter([0.0, 1.0, 10.0, 12.0, 20.0, 24.0])
+    monkeypatch.setattr(train.time, "perf_counter", lambda: next(clock))
+    log = train.Log(tmp_path)
+    for visits in (2, 1):
+        for _ in range(visits):
+            with log.phase("sample"):
+                pass
+        log.write("", step=visits, k1=math.nan, ratio_max=math.inf)
+    rows = metrics(tmp_path)
+    assert [row["seconds_sample"] for row in rows] == [3.0, 4.0]
+    assert all(row["k1"] is None and row["ratio_max"] is None and row["seconds_score"] is None for row in rows)
+
+
+def test_tokens_per_second_are_those_of_sampling_and_both_kinds_of_samples_are_kept(loop):
+    """Seconds of scoring or of an evaluation would make sampling look slow."""
+    run = loop(steps=2, eval_every=1)
+    train.reinforce(run)
+    for row in metrics(run.log.folder):
+        assert row["tokens_per_second"] == pytest.approx(row["tokens"] / row["seconds_sample"])
+    kept = [json.loads(line) for line in (run.log.folder / "samples.jsonl").read_text().splitlines()]
+    assert [(r["step"], r["mode"]) for r in kept] == [
+        (step, mode) for step in (1, 2) for mode in ["nested, sampled"] * 3 + ["full, greedy"] * 3
+    ]
+
+
+def test_ctrl_c_waits_for_the_end_of_a_step():
+    """Masters that moved and working weights that did not are two models; the key is heard right after."""
+    model, handler = small_model(torch.bfloat16), signal.getsignal(signal.SIGINT)
+    weights = MasterWeights(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    weights.collect_gradients()
+    before, step = [p.clone() for p in model.parameters()], weights.adamw.step
+    weights.adamw.step = lambda: (step(), signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        weights.step(lr=0.1, max_grad_norm=1.0)
+    assert all((p != b).any() for p, b in zip(model.parameters(), before, strict=True))
+    assert all(torch.equal(p, m.bfloat16()) for p, m in zip(model.parameters(), weights.masters, strict=True))
+    assert all(m.grad is None for m in weights.masters)
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_checkpoint_replaces_the_last_one_whole_even_under_ctrl_c(loop, monkeypatch):
+    """The newest weights with their tokenizer, or the old folder; never a half-written one."""
+    run = loop()
+    train.save(run, step=1)
+    run.model.lm_head.weight.data += 1
+    monkeypatch.setattr(run.tokenizer, "save", lambda folder: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        train.save(run, step=1)
+    saved = Decoder.from_pretrained(run.log.folder / "checkpoint")
+    assert torch.equal(saved.lm_head.weight, run.model.lm_head.weight)
+    assert not (run.log.folder / "checkpoint.partial").exists()
+
+
+def test_the_settings_reach_what_is_loaded(checkpoint, tmp_path, monkeypatch):
+    """Each split in its place, the dtype, the prompt and the layers that were asked for, and a tiny model's seed."""
+    built = []
+
+    def build(folder, seed=0):
+        built.append(seed)
+        shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
+
+    monkeypatch.setattr(train.tiny, "build", build)
+    monkeypatch.setattr(train.data, "load", lambda name, split, folder: [data.Problem(f"{name}, {split}", "7", "7")])
+    flags = {"dtype": "bfloat16", "prompt_template": "Q: {question}", "valid_layers": "2-3", "seed": 5, "device": "cpu"}
+    run = train.set_up(Settings(out=str(tmp_path / "out"), dataset="gsm8k", **flags))
+    assert built == [5] and run.valid == [2, 3]
+    assert run.model.lm_head.weight.dtype == torch.bfloat16 and run.tokenizer.template == "Q: {question}"
+    assert [p.question for p in run.train + run.test] == ["gsm8k, train", "gsm8k, test"]
+
+
+@pytest.mark.parametrize("long", ["train", "test"])
+def test_a_prompt_too_long_is_refused_in_either_split(checkpoint, tmp_path, monkeypatch, long):
+    """The test split is met after the first evaluation's first batches, or after hours."""
+    monkeypatch.setattr(
+        train.data, "load", lambda name, split, folder: [data.Problem("x" * (5000 if split == long else 1), "7", "7")]
+    )
+    with pytest.raises(ValueError, match="longest prompt"):
+        train.set_up(Settings(model=str(checkpoint), out=str(tmp_path / "out"), device="cpu"))
+
+
+# ---- whole runs, on a small model with random weights
 
 
 @pytest.fixture
@@ -188,10 +509,6 @@ def easy_reward(monkeypatch):
         return records
 
     monkeypatch.setattr(train, "score", score)
-
-
-def metrics(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_run_leaves_metrics_samples_settings_and_a_checkpoint(run, easy_reward, checkpoint):
