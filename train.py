@@ -120,7 +120,7 @@ def reinforce(run: Run) -> None:
     """The method: batches, each sampled under a skip mask of its own, each one step of the full model."""
     s, model, log = run.settings, run.model, run.log
     weights = MasterWeights(model)
-    n_layers = model.config.num_hidden_layers
+    n_layers, learned = model.config.num_hidden_layers, False
     for step in tqdm(range(1, s.steps + 1), desc="steps", leave=False, disable=None):
         problems = draw(run.train, s.prompts, step, s.seed)
         prompts = [run.tokenizer.encode_prompt(problem.question) for problem in problems]
@@ -147,6 +147,7 @@ def reinforce(run: Run) -> None:
             stepped = bool(advantages.any())
             lr = s.lr * min(1.0, step / max(1, s.lr_warmup_steps))
             norm = weights.step(lr, s.max_grad_norm) if stepped else None
+            learned |= stepped
 
         figures = describe(rollout, rewards, advantages, log_rho, entropy, log.seconds["seconds_sample"])
         figures |= {"loss": loss if stepped else None, "grad_norm": norm, "lr": lr, "stepped": stepped}
@@ -158,6 +159,8 @@ def reinforce(run: Run) -> None:
                 save(run, step)
         finally:  # the step is taken, whatever becomes of the evaluation
             log.write(readable(step, s.steps, figures), phase="reinforce", step=step, **figures)
+    if s.steps and not learned:
+        print("no batch had a signal, nothing was learned: warm up first (--warmup-epochs) or skip less (--skip-ratio)")
 
 
 def accumulate_gradient(

@@ -551,10 +551,10 @@ def test_with_skip_ratio_0_the_metrics_say_on_policy(run, easy_reward):
     assert first["acceptance"] == pytest.approx(1, abs=1e-4) and first["ess"] == pytest.approx(1, abs=1e-3)
 
 
-def test_a_batch_without_a_signal_takes_no_step(run, checkpoint):
-    """A random model is never right: no gradient, null where a figure is undefined, weights as they were."""
+def test_a_batch_without_a_signal_takes_no_step(run, checkpoint, capsys):
+    """A random model is never right: no gradient, null where a figure is undefined, weights unmoved, and a hint."""
     status, out = run()
-    assert status == 0
+    assert status == 0 and "--warmup-epochs" in capsys.readouterr().out
     for row in metrics(out)[1:]:
         assert row["stepped"] is False and row["loss"] is None and row["grad_norm"] is None
         assert row["silent_groups"] == 1 and row["acceptance"] is not None
