@@ -156,7 +156,7 @@ def reinforce(run: Run) -> None:
             if step % s.eval_every == 0 or step == s.steps:
                 log.write_samples(step, "nested, sampled", records)
                 figures |= test_accuracy(run, step)
-                save(run, step)
+                save(run, f"after step {step}")
         finally:  # the step is taken, whatever becomes of the evaluation
             log.write(readable(step, s.steps, figures), phase="reinforce", step=step, **figures)
     if s.steps and not learned:
@@ -362,6 +362,7 @@ class Log:
     def phase(self, name: str):
         self.phase_now, start = name, time.perf_counter()
         yield
+        self.phase_now = ""
         self.seconds[f"seconds_{name}"] = self.seconds.get(f"seconds_{name}", 0.0) + time.perf_counter() - start
 
     def write(self, line: str, **figures) -> None:
@@ -430,7 +431,7 @@ def set_up(s: Settings) -> Run:
     return Run(s, model, tokenizer, problems["train"], problems["test"], valid, Log(out))
 
 
-def save(run: Run, step: int | str) -> None:
+def save(run: Run, when: str) -> None:
     """DIR/checkpoint, a Hugging Face folder: the new one whole, or the old one."""
     folder, partial = run.log.folder / "checkpoint", run.log.folder / "checkpoint.partial"
     with uninterrupted():
@@ -438,7 +439,7 @@ def save(run: Run, step: int | str) -> None:
         run.tokenizer.save(partial)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
-        run.log.saved = f"{folder} (step {step})"
+        run.log.saved = f"{folder} ({when})"
 
 
 LESS_MEMORY = {
@@ -456,6 +457,11 @@ def main(arguments: list[str] | None = None) -> int:
         return complain(error)
     except KeyboardInterrupt:
         return 130
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        print("error: out of memory while the model was loaded; take a smaller one", file=sys.stderr)
+        return 1
     try:
         status = work(run)
     except OSError as error:  # a full disk, a folder that went away
@@ -475,21 +481,21 @@ def work(run: Run) -> int:
             warm_up(run)
         figures = test_accuracy(run, step=0)
         log.write(f"step 0/{s.steps}  {readable_accuracy(figures)}", phase="reinforce", step=0, **figures)
-        save(run, step=0)
+        save(run, "after step 0")
         reinforce(run)
         return 0
     except (FloatingPointError, OverflowError) as error:  # weights that came to this are not worth keeping
         print(f"error: {error}; the last good checkpoint is kept", file=sys.stderr)
         return 1
     except BaseException as error:
-        save(run, step="unfinished")
+        save(run, "when it stopped")
         if isinstance(error, KeyboardInterrupt):
             print("interrupted", file=sys.stderr)
             return 130
         if not out_of_memory(error):
             raise
-        advice = LESS_MEMORY.get(log.phase_now, "--prompts, --samples or --micro-batch")
-        print(f"error: out of memory (phase: {log.phase_now}); lower {advice}", file=sys.stderr)
+        advice = LESS_MEMORY.get(log.phase_now, "the size of the model")
+        print(f"error: out of memory (phase: {log.phase_now or 'set-up'}); lower {advice}", file=sys.stderr)
         return 1
 
 

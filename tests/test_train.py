@@ -445,11 +445,11 @@ def test_ctrl_c_waits_for_the_end_of_a_step():
 def test_a_checkpoint_replaces_the_last_one_whole_even_under_ctrl_c(loop, monkeypatch):
     """The newest weights with their tokenizer, or the old folder; never a half-written one."""
     run = loop()
-    train.save(run, step=1)
+    train.save(run, "after step 1")
     run.model.lm_head.weight.data += 1
     monkeypatch.setattr(run.tokenizer, "save", lambda folder: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
-        train.save(run, step=1)
+        train.save(run, "after step 1")
     saved = Decoder.from_pretrained(run.log.folder / "checkpoint")
     assert torch.equal(saved.lm_head.weight, run.model.lm_head.weight)
     assert not (run.log.folder / "checkpoint.partial").exists()
@@ -608,7 +608,7 @@ def test_numbers_that_are_not_finite_stop_the_run_and_keep_the_last_good_checkpo
     assert all(p.isfinite().all() for p in Decoder.from_pretrained(out / "checkpoint").parameters())
     captured = capsys.readouterr()
     assert re.fullmatch("error: .*not finite; the last good checkpoint is kept", captured.err.strip().splitlines()[-1])
-    assert captured.out.strip().endswith("checkpoint (step 0)")
+    assert captured.out.strip().endswith("checkpoint (after step 0)")
 
 
 def test_a_model_that_is_not_finite_from_the_start_leaves_no_checkpoint(run, checkpoint, tmp_path, capsys):
