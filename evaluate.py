@@ -173,7 +173,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{a.dataset} {a.split}, {len(problems)} problems, {kind}: accuracy {mean:.1%} ± {error:.1%}")
     if n_samples > 1:
         solved = [[{"reward": max(r["reward"] for r in samples)}] for samples in records]
-        print(f"pass@{n_samples}: {accuracy(solved)[0]:.1%} ± {accuracy(solved)[1]:.1%}")
+        mean, error = accuracy(solved)
+        print(f"pass@{n_samples}: {mean:.1%} ± {error:.1%}")
     ended = sum(record["ended"] for samples in records for record in samples) / sum(map(len, records))
     print(f"{ended:.1%} of the completions ended by themselves; texts in {out}")
     return 0

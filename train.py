@@ -253,11 +253,9 @@ def pack(completions: list[list[int]], device) -> tuple[Tensor, Tensor]:
 
 def draw(problems: list[data.Problem], size: int, step: int, seed: int) -> list[data.Problem]:
     """The problems of step 1, 2, …: the data set in a new order each epoch; a function of the seed and the step."""
-    chosen = []
-    for i in range((step - 1) * size, step * size):
-        epoch, place = divmod(i, len(problems))
-        chosen.append(problems[np.random.default_rng([seed, epoch]).permutation(len(problems))[place]])
-    return chosen
+    n, draws = len(problems), range((step - 1) * size, step * size)
+    orders = {epoch: np.random.default_rng([seed, epoch]).permutation(n) for epoch in {i // n for i in draws}}
+    return [problems[orders[i // n][i % n]] for i in draws]
 
 
 def test_accuracy(run: Run, step: int) -> dict[str, float]:

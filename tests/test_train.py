@@ -191,19 +191,24 @@ def loop(tmp_path):
     return loop
 
 
-@pytest.fixture
-def paid(monkeypatch):
-    """Pays the completions of a batch of 3 x 4 by the table REWARDS, whatever they say."""
+def pay(monkeypatch, reward) -> None:
+    """Pays sample g of problem p what reward(text, p, g) says, in place of the answer's reward."""
     original = train.score
 
     def score(*arguments):
         records = original(*arguments)
-        for samples, rewards in zip(records, REWARDS.tolist(), strict=True):
-            for record, reward in zip(samples, rewards, strict=True):
-                record["reward"] = reward
+        for p, samples in enumerate(records):
+            for g, record in enumerate(samples):
+                record["reward"] = float(reward(record["completion"], p, g))
         return records
 
     monkeypatch.setattr(train, "score", score)
+
+
+@pytest.fixture
+def paid(monkeypatch):
+    """Pays the completions of a batch of 3 x 4 by the table REWARDS, whatever they say."""
+    pay(monkeypatch, lambda text, p, g: REWARDS[p, g])
 
 
 def test_every_batch_is_sampled_under_a_mask_and_from_streams_of_its_own(loop, monkeypatch):
@@ -500,15 +505,7 @@ def run(checkpoint, tmp_path):
 @pytest.fixture
 def easy_reward(monkeypatch):
     """Rewards completions with an even number of characters, so that groups of a random model have a signal."""
-    original = train.score
-
-    def score(*arguments):
-        records = original(*arguments)
-        for record in (record for samples in records for record in samples):
-            record["reward"] = float(len(record["completion"]) % 2 == 0)
-        return records
-
-    monkeypatch.setattr(train, "score", score)
+    pay(monkeypatch, lambda text, p, g: len(text) % 2 == 0)
 
 
 def test_a_run_leaves_metrics_samples_settings_and_a_checkpoint(run, easy_reward, checkpoint):
@@ -575,15 +572,7 @@ def test_warm_up_teaches_the_rationales(run, monkeypatch):
 @pytest.mark.parametrize("gradient", ["on-policy", "is", "retrace"])
 def test_the_reward_rises(run, monkeypatch, gradient):
     """The whole loop learns: paid for completions that begin with a small letter, a random model soon writes them."""
-    original = train.score
-
-    def score(*arguments):
-        records = original(*arguments)
-        for record in (record for samples in records for record in samples):
-            record["reward"] = float(record["completion"][:1].islower())
-        return records
-
-    monkeypatch.setattr(train, "score", score)
+    pay(monkeypatch, lambda text, p, g: text[:1].islower())
     flags = "--prompts 4 --samples 8 --max-new-tokens 2 --steps 20 --lr 0.01 --micro-batch 32".split()
     flags += ["--prompt-template", "{question}"]
     _, out = run(*flags, "--gradient", gradient, "--eval-every", "1000")
