@@ -133,7 +133,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", required=True, help="folder of a checkpoint, or a hub id")
     parser.add_argument("--dataset", required=True, help=", ".join(data.DATASETS))
     parser.add_argument("--data-dir", help="folder with the data set's files (default: a cache, filled by a download)")
-    parser.add_argument("--split", default="test", help="train or test (default: test)")
+    parser.add_argument("--split", default="test", help="train, test or, of arith, wordings (default: test)")
     parser.add_argument("--problems", type=int, help="only the first so many (default: all)")
     parser.add_argument("--samples", type=int, default=0, help="samples a problem; 0: one, greedy (default: 0)")
     parser.add_argument("--temperature", type=float, default=1.0, help="of the samples (default: 1)")

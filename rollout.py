@@ -130,6 +130,14 @@ def completion_logprobs(
     return zeros.masked_scatter(mask, chosen), zeros.masked_scatter(mask, entropy)
 
 
+def pack(completions: list[list[int]], device) -> tuple[Tensor, Tensor]:
+    """Lists of token ids as tokens and mask, (n, T) each, as a `Rollout` holds them."""
+    longest = max(map(len, completions))
+    tokens = torch.tensor([ids + [0] * (longest - len(ids)) for ids in completions], device=device)
+    lengths = torch.tensor([len(ids) for ids in completions], device=device)
+    return tokens, torch.arange(longest, device=device) < lengths[:, None]
+
+
 def empty_rollout(model: Decoder, prompts: list[list[int]], n_samples: int, max_new_tokens: int) -> Rollout:
     weight, shape = model.lm_head.weight, (len(prompts) * n_samples, max_new_tokens)
     return Rollout(

@@ -16,12 +16,13 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +31,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 import data
-from data import tiny
 from data.prompts import Tokenizer
 from evaluate import accuracy, check_room, complain, evaluate, load_model, out_of_memory, score
 from losses import diagnostics, gradient_weights, group_advantages, log_ratio, normaliser, policy_loss
 from model import Decoder
-from rollout import Rollout, completion_logprobs, generate
+from report import Log, print_report, readable, readable_accuracy
+from rollout import Rollout, completion_logprobs, generate, pack
 from skip import parse_valid_layers, sample_mask
 
 
@@ -44,11 +45,14 @@ def option(default, help: str, choices: tuple = (), low: float = 0, high: float 
     return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
 
 
+EMBEDDED = Path(__file__).parent / "data" / "tiny"  # the default model; data/tiny.py makes it
+
+
 @dataclass(frozen=True)
 class Settings:
     """One run. Each field is a flag of the command line, `--skip-ratio` for skip_ratio."""
 
-    model: str = option("", "folder of a checkpoint, or a hub id; none: a tiny model with random weights")
+    model: str = option("", "folder of a checkpoint, or a hub id; none: the embedded one, data/tiny")
     dataset: str = option("arith", "problems to train and test on", data.DATASETS)
     data_dir: str = option("", "folder with the data set's files; none: a cache, filled by a download")
     prompt_template: str = option("", "prompt with {question} in it; none: the checkpoint's own chat template")
@@ -65,27 +69,29 @@ class Settings:
     advantage: str = option("grpo", "baseline of a group's rewards", ("grpo", "mean", "rloo"))
     normaliser: str = option("tokens", "Z of the loss: tokens or completions of the batch, or a number")
 
-    steps: int = option(100, "batches of reinforced fine-tuning")
+    steps: int = option(60, "batches of reinforced fine-tuning")
     prompts: int = option(8, "problems a batch", low=1)
     samples: int = option(8, "completions a problem, its group", low=2)
     max_new_tokens: int = option(128, "tokens of a completion at most; one that does not end earns 0", low=1)
     temperature: float = option(1.0, "τ of sampling and of the policy that is trained", low=0.01)
-    lr: float = option(1e-5, "learning rate of AdamW")
+    lr: float | None = option(None, "learning rate of AdamW (default: 1e-5; for the embedded model 1e-4)")
     lr_warmup_steps: int = option(5, "steps over which the rate rises linearly")
     max_grad_norm: float = option(1.0, "the gradient is clipped to this norm; 0: not at all")
     micro_batch: int = option(8, "completions a forward and backward pass; changes memory, not the gradient", low=1)
 
-    warmup_epochs: int = option(0, "epochs of supervised learning on the rationales before the reinforced steps")
-    warmup_lr: float = option(1e-4, "the peak learning rate of the warm-up")
+    warmup_epochs: int | None = option(
+        None,
+        "epochs of supervised learning on the rationales before the reinforced steps (default: 0; for the embedded "
+        "model, which knows arith alone, 20 on other problems)",
+    )
+    warmup_lr: float | None = option(None, "its peak learning rate (default: 1e-4; for the embedded model 1e-3)")
     warmup_batch: int = option(16, "problems a step of the warm-up", low=1)
 
-    eval_every: int = option(10, "steps between greedy evaluations on the test split, besides before and after", low=1)
-    eval_problems: int = option(300, "problems of the test split at most", low=1)
+    eval_every: int = option(20, "steps between evaluations on the test split, besides before and after", low=1)
+    eval_problems: int = option(500, "problems of an evaluation at most", low=1)
     dtype: str = option("float32", "of the forward and backward passes; AdamW is float32", ("float32", "bfloat16"))
     device: str = option("auto", "cpu, cuda, cuda:1 or mps; auto: the best there is")
-    seed: int = option(
-        0, "of the order of the problems, the masks, the completions and a tiny model's weights", high=2**31 - 1
-    )
+    seed: int = option(0, "of the order of the problems, the masks and the completions", high=2**31 - 1)
 
     def __post_init__(self):
         """Raises ValueError that names the flag, what was given and what was expected."""
@@ -102,6 +108,16 @@ class Settings:
                 )
         normaliser(torch.ones(1, 1), self.normaliser)
 
+    def decided(self) -> "Settings":
+        """With the defaults that depend on the model in place of None."""
+        embedded = not self.model
+        defaults = {
+            "lr": 1e-4 if embedded else 1e-5,
+            "warmup_lr": 1e-3 if embedded else 1e-4,
+            "warmup_epochs": 20 if embedded and self.dataset != "arith" else 0,
+        }
+        return replace(self, **{name: value for name, value in defaults.items() if getattr(self, name) is None})
+
 
 @dataclass
 class Run:
@@ -111,9 +127,9 @@ class Run:
     model: Decoder
     tokenizer: Tokenizer
     train: list[data.Problem]
-    test: list[data.Problem]
+    tests: dict[str, list[data.Problem]]  # by split: test, and arith's wordings
     valid: list[int]  # SKIP
-    log: "Log"
+    log: Log
 
 
 def reinforce(run: Run) -> None:
@@ -127,21 +143,24 @@ def reinforce(run: Run) -> None:
         masks = torch.Generator().manual_seed((s.seed * 1_000_003 + step) % 2**32)  # SKIP: it reads 32 bits
         skip = sample_mask(n_layers, s.skip_ratio, run.valid, masks)  # SKIP
 
+        sample = partial(
+            generate,
+            model,
+            prompts,
+            s.samples,
+            s.max_new_tokens,
+            run.tokenizer.eos_ids,
+            temperature=s.temperature,
+            seed=s.seed * 2**32 + step * s.prompts,
+        )
         with log.phase("sample"):
-            rollout = generate(
-                model,
-                prompts,
-                s.samples,
-                s.max_new_tokens,
-                run.tokenizer.eos_ids,
-                temperature=s.temperature,
-                skip=skip,  # SKIP
-                seed=s.seed * 2**32 + step * s.prompts,
-            )
+            rollout = sample(skip=skip)  # SKIP
         with log.phase("score"):
             records = score(run.tokenizer, problems, rollout)
             rewards = torch.tensor([[record["reward"] for record in samples] for samples in records])  # (P, G)
         advantages = group_advantages(rewards, s.advantage)  # (P, G)
+        evaluated = step % s.eval_every == 0 or step == s.steps
+        compared = compare_with_full(run, problems, sample) if evaluated and any(skip) else {}  # SKIP
         with log.phase("update"):
             loss, log_rho, entropy = accumulate_gradient(model, weights, rollout, advantages.flatten(), s)
             stepped = bool(advantages.any())
@@ -150,12 +169,12 @@ def reinforce(run: Run) -> None:
             learned |= stepped
 
         figures = describe(rollout, rewards, advantages, log_rho, entropy, log.seconds["seconds_sample"])
-        figures |= {"loss": loss if stepped else None, "grad_norm": norm, "lr": lr, "stepped": stepped}
+        figures |= {"loss": loss if stepped else None, "grad_norm": norm, "lr": lr, "stepped": stepped} | compared
         figures["skipped_layers"] = [layer for layer in range(n_layers) if skip[layer]]
         try:
-            if step % s.eval_every == 0 or step == s.steps:
+            if evaluated:
                 log.write_samples(step, "nested, sampled", records)
-                figures |= test_accuracy(run, step)
+                figures |= test_accuracies(run, step)
                 save(run, f"after step {step}")
         finally:  # the step is taken, whatever becomes of the evaluation
             log.write(readable(step, s.steps, figures), phase="reinforce", step=step, **figures)
@@ -243,14 +262,6 @@ def warm_up(run: Run) -> None:
         )  # fmt: skip
 
 
-def pack(completions: list[list[int]], device) -> tuple[Tensor, Tensor]:
-    """Lists of token ids as tokens and mask, (n, T) each, as a `Rollout` holds them."""
-    longest = max(map(len, completions))
-    tokens = torch.tensor([ids + [0] * (longest - len(ids)) for ids in completions], device=device)
-    lengths = torch.tensor([len(ids) for ids in completions], device=device)
-    return tokens, torch.arange(longest, device=device) < lengths[:, None]
-
-
 def draw(problems: list[data.Problem], size: int, step: int, seed: int) -> list[data.Problem]:
     """The problems of step 1, 2, …: the data set in a new order each epoch; a function of the seed and the step."""
     n, draws = len(problems), range((step - 1) * size, step * size)
@@ -258,15 +269,37 @@ def draw(problems: list[data.Problem], size: int, step: int, seed: int) -> list[
     return [problems[orders[i // n][i % n]] for i in draws]
 
 
-def test_accuracy(run: Run, step: int) -> dict[str, float]:
-    """Greedy accuracy of the full model on the first problems of the test split, as figures for the metrics."""
-    s = run.settings
+def compare_with_full(run: Run, problems: list[data.Problem], sample: Callable[..., Rollout]) -> dict[str, float]:
+    """The full model on the batch that the nested one has just been given, from the same streams: cost and reward."""
     with run.log.phase("evaluate"):
-        batch = s.prompts * s.samples
-        records = evaluate(run.model, run.tokenizer, run.test[: s.eval_problems], s.max_new_tokens, batch=batch)
-    run.log.write_samples(step, "full, greedy", records)
-    mean, error = accuracy(records)
-    return {"test_accuracy": mean, "test_accuracy_se": error}
+        start = time.perf_counter()
+        rollout = sample()
+        seconds = time.perf_counter() - start
+        mean, _ = accuracy(score(run.tokenizer, problems, rollout))
+    length, speed = (int(rollout.mask.sum()) / per for per in (len(rollout.prompts), seconds))
+    return {"full_reward": mean, "full_mean_length": length, "full_tokens_per_second": speed}
+
+
+def test_accuracies(run: Run, step: int) -> dict[str, float]:
+    """Accuracy of the full model, greedy and sampled, on the test split; before and after the run on all others too."""
+    s, figures = run.settings, {}
+    for split, problems in run.tests.items():
+        if split != "test" and 0 < step < s.steps:
+            continue
+        for mode, temperature in (("greedy", 0.0), ("sampled", s.temperature)):
+            with run.log.phase("evaluate"):
+                records = evaluate(
+                    run.model,
+                    run.tokenizer,
+                    problems[: s.eval_problems],
+                    s.max_new_tokens,
+                    temperature=temperature,
+                    batch=s.prompts * s.samples,
+                )
+            run.log.write_samples(step, f"{split}, full, {mode}", records)
+            key = f"{split}_accuracy" + ("_sampled" if temperature else "")
+            figures[key], figures[f"{key}_se"] = accuracy(records)
+    return figures
 
 
 def describe(
@@ -284,21 +317,6 @@ def describe(
         "entropy": entropy[rollout.mask].mean().item(),
         **diagnostics(log_rho, rollout.mask),
     }
-
-
-def readable(step: int, steps: int, f: dict) -> str:
-    """A step's figures as the line for the terminal."""
-    update = f"loss {f['loss']:+.4f}" if f["stepped"] else "no group has a signal: no step"
-    line = (
-        f"step {step}/{steps}  reward {f['reward']:.3f}  {update}  silent groups {f['silent_groups']:.0%}  "
-        f"acceptance {f['acceptance']:.3f}  ess {f['ess']:.3f}  length {f['mean_length']:.0f}  "
-        f"cut off {f['cut_off']:.0%}  {f['tokens_per_second']:.0f} tokens/s"
-    )
-    return line + (f"  {readable_accuracy(f)}" if "test_accuracy" in f else "")
-
-
-def readable_accuracy(f: dict) -> str:
-    return f"test {f['test_accuracy']:.1%} ± {f['test_accuracy_se']:.1%}"
 
 
 class MasterWeights:
@@ -338,49 +356,6 @@ class MasterWeights:
         return norm
 
 
-# The keys of a line of metrics.jsonl; null where a figure is not defined. docs/method.md says what each is.
-METRICS = (
-    *("phase", "step", "reward", "test_accuracy", "test_accuracy_se", "loss", "grad_norm", "lr", "stepped"),
-    *("skipped_layers", "acceptance", "k1", "k3", "ratio_min", "ratio_max", "max_abs_log_ratio", "ess", "entropy"),
-    *("silent_groups", "cut_off", "mean_length", "tokens", "tokens_per_second"),
-    *("seconds_sample", "seconds_score", "seconds_update", "seconds_evaluate"),
-)
-
-
-class Log:
-    """What a run leaves behind: metrics.jsonl, samples.jsonl, a line a step on the terminal; each phase's time."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.phase_now = ""  # for what is said when memory runs out
-        self.saved = "none"  # the checkpoint, for the last line
-        self.seconds = {}
-
-    @contextmanager
-    def phase(self, name: str):
-        self.phase_now, start = name, time.perf_counter()
-        yield
-        self.phase_now = ""
-        self.seconds[f"seconds_{name}"] = self.seconds.get(f"seconds_{name}", 0.0) + time.perf_counter() - start
-
-    def write(self, line: str, **figures) -> None:
-        figures |= self.seconds
-        self.seconds = {}
-        unknown = figures.keys() - set(METRICS)
-        assert not unknown, f"not among METRICS: {unknown}"
-        row = {key: figures.get(key) for key in METRICS}
-        row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        tqdm.write(line)
-
-    def write_samples(self, step: int, mode: str, records: list[list[dict]]) -> None:
-        """The first sample of up to four problems, to see what the model does."""
-        with (self.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
-            for samples in records[:4]:
-                file.write(json.dumps({"step": step, "mode": mode, **samples[0]}, ensure_ascii=False) + "\n")
-
-
 @contextmanager
 def uninterrupted():
     """Ctrl-C waits for the end of this block: half a step or half a file is worth less than none."""
@@ -400,33 +375,30 @@ def parse(arguments: list[str] | None) -> Settings:
     )
     for f in fields(Settings):
         notes = [", ".join(f.metadata["choices"])] if f.metadata["choices"] else []
-        notes += [f"default: {f.default}"] if f.default != "" else []
+        notes += [f"default: {f.default}"] if f.default not in ("", None) else []
         help = f.metadata["help"] + (f" ({'; '.join(notes)})" if notes else "")
-        flag, default = f"--{f.name.replace('_', '-')}", f.default
-        parser.add_argument(flag, type=type(default), default=default, help=help, metavar="X")
+        kind = f.type if isinstance(f.type, type) else f.type.__args__[0]  # float of float | None
+        parser.add_argument(f"--{f.name.replace('_', '-')}", type=kind, default=f.default, help=help, metavar="X")
     return Settings(**vars(parser.parse_args(arguments)))
 
 
 def set_up(s: Settings) -> Run:
     """Reads all that the user named, before anything long is begun. Raises ValueError or OSError."""
+    s = s.decided()
     out = Path(s.out or f"runs/{datetime.now():%Y-%m-%d-%H%M%S}").expanduser()
     if (out / "metrics.jsonl").exists() or (out / "checkpoint").exists():
         raise FileExistsError(f"--out {out} already holds a run or a checkpoint; name another folder")
-    problems = {split: data.load(s.dataset, split, s.data_dir or None) for split in data.SPLITS}
-    with tempfile.TemporaryDirectory() as folder:
-        if not s.model:
-            print(
-                "no --model: a tiny one with random weights, which knows nothing before --warmup-epochs",
-                file=sys.stderr,
-            )
-            tiny.build(folder, s.seed)
-        model, tokenizer = load_model(s.model or folder, s.dtype, s.device, s.prompt_template or None)
+    if not s.model and not EMBEDDED.is_dir():
+        raise FileNotFoundError(f"{EMBEDDED}: the embedded model is not there; `python -m data.tiny` makes it again")
+    train, *tests = data.SPLITS[s.dataset]
+    problems = {split: data.load(s.dataset, split, s.data_dir or None) for split in (train, *tests)}
+    model, tokenizer = load_model(s.model or EMBEDDED, s.dtype, s.device, s.prompt_template or None)
     valid = parse_valid_layers(s.valid_layers, model.config.num_hidden_layers)  # SKIP
     sample_mask(model.config.num_hidden_layers, s.skip_ratio, valid, torch.Generator())  # SKIP: refuses what cannot be
-    check_room(model, tokenizer, problems["train"] + problems["test"], s.max_new_tokens)
+    check_room(model, tokenizer, sum(problems.values(), []), s.max_new_tokens)
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.json").write_text(json.dumps(asdict(s), indent=2) + "\n", encoding="utf-8")
-    return Run(s, model, tokenizer, problems["train"], problems["test"], valid, Log(out))
+    return Run(s, model, tokenizer, problems.pop("train"), problems, valid, Log(out))
 
 
 def save(run: Run, when: str) -> None:
@@ -477,10 +449,11 @@ def work(run: Run) -> int:
     try:
         if s.warmup_epochs:
             warm_up(run)
-        figures = test_accuracy(run, step=0)
+        figures = test_accuracies(run, step=0)
         log.write(f"step 0/{s.steps}  {readable_accuracy(figures)}", phase="reinforce", step=0, **figures)
         save(run, "after step 0")
         reinforce(run)
+        print_report(log.folder)
         return 0
     except (FloatingPointError, OverflowError) as error:  # weights that came to this are not worth keeping
         print(f"error: {error}; the last good checkpoint is kept", file=sys.stderr)

@@ -159,7 +159,7 @@ def test_a_completion_longer_than_the_context_is_refused_before_the_run(complain
         ("--temperature", "0", "--temperature is 0.0; expected 0.01 or more"),
         ("--temperature", "nan", "--temperature"),
         ("--split", "dev", "split 'dev': expected one of"),
-        ("--dataset", "svmap", "data set 'svmap', split 'test': expected one of svamp, gsm8k, math12k, arith"),
+        ("--dataset", "svmap", "data set 'svmap': expected one of svamp, gsm8k, math12k, arith"),
         ("--dtype", "float8", "--dtype: invalid choice: 'float8'"),
         ("--prompt-template", "Q: {queston}", "'Q: {queston}' has no {question}"),
     ],

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import shutil
 import signal
 from pathlib import Path
 
@@ -16,8 +15,9 @@ import train
 from data import tiny
 from losses import gradient_weights, group_advantages, log_ratio, normaliser, policy_loss
 from model import Decoder
+from report import ACCURACIES, METRICS
 from rollout import Rollout, completion_logprobs, generate
-from train import METRICS, MasterWeights, Settings, accumulate_gradient
+from train import MasterWeights, Settings, accumulate_gradient
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11]]
 REWARDS = torch.tensor([[1.0, 0, 0, 1], [0, 0, 0, 0], [0, 1, 0, 0]])  # the second group is silent
@@ -181,12 +181,11 @@ def loop(tmp_path):
         out.mkdir()
         problems = {
             split: [data.Problem(split + "CDEFGHIJKL"[i], "7", "IS" * (i + 1)) for i in range(n)]
-            for split, n in (("TRAIN", 10), ("TEST", 5))
+            for split, n in (("TRAIN", 10), ("TEST", 5), ("WORDINGS", 5))
         }
-        s = Settings(**small | {"eval_every": 1000} | settings)
-        return train.Run(
-            s, small_model(torch.float32), Letters(), problems["TRAIN"], problems["TEST"], [1, 2], train.Log(out)
-        )
+        s = Settings(**small | {"eval_every": 1000} | settings).decided()
+        tests = {"test": problems["TEST"], "wordings": problems["WORDINGS"]}
+        return train.Run(s, small_model(torch.float32), Letters(), problems["TRAIN"], tests, [1, 2], train.Log(out))
 
     return loop
 
@@ -217,11 +216,12 @@ def test_every_batch_is_sampled_under_a_mask_and_from_streams_of_its_own(loop, m
     for run in runs:
         train.reinforce(run)
     rows = [row for run in runs for row in metrics(run.log.folder)]
-    masks = [[layer for layer in range(4) if call["skip"][layer]] for call in calls]
+    nested = [call for call in calls if call["skip"]]
+    masks = [[layer for layer in range(4) if call["skip"][layer]] for call in nested]
     assert masks == [row["skipped_layers"] for row in rows]
     assert all(mask in ([1], [2]) for mask in masks)
     assert [1] in masks[:6] and [2] in masks[:6] and masks[:6] != masks[6:]
-    streams = [seed for call in calls for seed in range(call["seed"], call["seed"] + 3)]
+    streams = [seed for call in nested for seed in range(call["seed"], call["seed"] + 3)]
     assert len(set(streams)) == 12 * 3
 
 
@@ -236,14 +236,39 @@ def test_a_batch_is_sampled_from_the_train_split_as_the_settings_say(loop, monke
         assert given == [2, 5, 0.7, [0, 12, 20]]
 
 
-def test_the_test_accuracy_is_greedy_on_the_first_problems_of_the_test_split(loop, monkeypatch):
-    """Measured on what was trained on, or at a temperature, it would be another figure under the same name."""
-    calls, run = spy(monkeypatch, train, "evaluate"), loop(eval_problems=3)
-    figures = train.test_accuracy(run, step=0)
-    [call] = calls
-    assert call["problems"] == run.test[:3] and call["model"] is run.model
-    assert [call[name] for name in ("max_new_tokens", "n_samples", "temperature")] == [6, 1, 0.0]
-    assert figures == {"test_accuracy": 0.0, "test_accuracy_se": 0.0}
+def test_accuracies_are_of_the_full_model_on_the_first_problems_of_each_split(loop, monkeypatch):
+    """Measured on what was trained on, or at another temperature, it would be another figure under the same name."""
+    calls, run = spy(monkeypatch, train, "evaluate"), loop(eval_problems=3, temperature=0.7, steps=9)
+    figures = train.test_accuracies(run, step=0)
+    assert [(call["problems"], call["temperature"]) for call in calls] == [
+        (run.tests[split][:3], temperature) for split in ("test", "wordings") for temperature in (0.0, 0.7)
+    ]
+    assert all(call["model"] is run.model and (call["max_new_tokens"], call["n_samples"]) == (6, 1) for call in calls)
+    assert figures.keys() == {k + se for k in ACCURACIES for se in ("", "_se")}
+    assert set(figures.values()) == {0.0}
+    assert train.test_accuracies(run, step=5).keys() == {k for k in figures if k.startswith("test_accuracy")}
+    assert train.test_accuracies(run, step=9).keys() == figures.keys()
+
+
+def test_the_full_model_is_compared_on_the_nested_one_s_batch_and_streams(loop, monkeypatch):
+    """At an evaluation, where layers were skipped: the same prompts and numbers, no mask, nothing else changed."""
+    calls, run = spy(monkeypatch, train, "generate"), loop(steps=3, eval_every=2)
+    train.reinforce(run)
+    rows = metrics(run.log.folder)
+    assert [bool(call["skip"]) for call in calls] == [True, True, False, True, False]
+    for nested, full in ((calls[1], calls[2]), (calls[3], calls[4])):
+        assert nested | {"skip": None} == full
+    assert [row["full_mean_length"] is None for row in rows] == [True, False, False]
+    untrained = loop(steps=1, lr=0.0)
+    train.reinforce(untrained)
+    [row] = metrics(untrained.log.folder)
+    rollout = generate(
+        **calls[2] | {"model": untrained.model, "seed": calls[0]["seed"], "prompts": calls[0]["prompts"]}
+    )
+    assert row["full_mean_length"] == pytest.approx(rollout.mask.sum().item() / 12)
+    assert row["full_reward"] == 0.0 and row["full_tokens_per_second"] > 0
+    train.reinforce(full := loop(steps=1, skip_ratio=0.0))
+    assert metrics(full.log.folder)[0]["full_reward"] is None, "nothing to compare"
 
 
 @pytest.mark.parametrize("kind", ["grpo", "mean", "rloo"])
@@ -425,9 +450,10 @@ def test_tokens_per_second_are_those_of_sampling_and_both_kinds_of_samples_are_k
     for row in metrics(run.log.folder):
         assert row["tokens_per_second"] == pytest.approx(row["tokens"] / row["seconds_sample"])
     kept = [json.loads(line) for line in (run.log.folder / "samples.jsonl").read_text().splitlines()]
-    assert [(r["step"], r["mode"]) for r in kept] == [
-        (step, mode) for step in (1, 2) for mode in ["nested, sampled"] * 3 + ["full, greedy"] * 3
-    ]
+    full = {split: [f"{split}, full, greedy", f"{split}, full, sampled"] for split in run.tests}
+    modes = {1: ["nested, sampled", *full["test"]], 2: ["nested, sampled", *full["test"], *full["wordings"]]}
+    expected = [(step, mode) for step in (1, 2) for mode in modes[step] for _ in range(3)]
+    assert [(r["step"], r["mode"]) for r in kept] == expected
 
 
 def test_ctrl_c_waits_for_the_end_of_a_step():
@@ -461,20 +487,28 @@ def test_a_checkpoint_replaces_the_last_one_whole_even_under_ctrl_c(loop, monkey
 
 
 def test_the_settings_reach_what_is_loaded(checkpoint, tmp_path, monkeypatch):
-    """Each split in its place, the dtype, the prompt and the layers that were asked for, and a tiny model's seed."""
-    built = []
-
-    def build(folder, seed=0):
-        built.append(seed)
-        shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
-
-    monkeypatch.setattr(train.tiny, "build", build)
+    """Each split in its place, the dtype, the prompt and the layers that were asked for."""
     monkeypatch.setattr(train.data, "load", lambda name, split, folder: [data.Problem(f"{name}, {split}", "7", "7")])
-    flags = {"dtype": "bfloat16", "prompt_template": "Q: {question}", "valid_layers": "2-3", "seed": 5, "device": "cpu"}
-    run = train.set_up(Settings(out=str(tmp_path / "out"), dataset="gsm8k", **flags))
-    assert built == [5] and run.valid == [2, 3]
+    flags = {"dtype": "bfloat16", "prompt_template": "Q: {question}", "valid_layers": "2-3", "device": "cpu"}
+    run = train.set_up(Settings(model=str(checkpoint), out=str(tmp_path / "out"), dataset="gsm8k", **flags))
+    assert run.valid == [2, 3]
     assert run.model.lm_head.weight.dtype == torch.bfloat16 and run.tokenizer.template == "Q: {question}"
-    assert [p.question for p in run.train + run.test] == ["gsm8k, train", "gsm8k, test"]
+    assert [p.question for p in run.train + run.tests["test"]] == ["gsm8k, train", "gsm8k, test"]
+    run = train.set_up(Settings(model=str(checkpoint), out=str(tmp_path / "arith"), valid_layers="2-3"))
+    assert {split: [p.question for p in problems] for split, problems in run.tests.items()} == {
+        split: [f"arith, {split}"] for split in ("test", "wordings")
+    }
+
+
+def test_defaults_that_depend_on_the_model_are_decided_and_written_down():
+    """A rate that suits two million weights ruins a real checkpoint; what was chosen belongs into config.json."""
+    embedded, svamp, other = (
+        Settings(**given).decided() for given in ({}, {"dataset": "svamp"}, {"model": "M", "dataset": "svamp"})
+    )
+    assert embedded.lr == svamp.lr >= 10 * other.lr and svamp.warmup_lr > other.warmup_lr
+    assert (embedded.warmup_epochs, other.warmup_epochs) == (0, 0) and svamp.warmup_epochs > 0
+    given = Settings(lr=0.0, warmup_lr=0.5, warmup_epochs=0, dataset="svamp")
+    assert given.decided() == given, "what the user says stands, 0 as well"
 
 
 @pytest.mark.parametrize("long", ["train", "test"])
@@ -573,7 +607,7 @@ def test_warm_up_teaches_the_rationales(run, monkeypatch):
 def test_the_reward_rises(run, monkeypatch, gradient):
     """The whole loop learns: paid for completions that begin with a small letter, a random model soon writes them."""
     pay(monkeypatch, lambda text, p, g: text[:1].islower())
-    flags = "--prompts 4 --samples 8 --max-new-tokens 2 --steps 20 --lr 0.01 --micro-batch 32".split()
+    flags = "--prompts 4 --samples 8 --max-new-tokens 2 --steps 30 --lr 0.01 --micro-batch 32".split()
     flags += ["--prompt-template", "{question}"]
     _, out = run(*flags, "--gradient", gradient, "--eval-every", "1000")
     rewards = [row["reward"] for row in metrics(out)[1:]]
@@ -666,10 +700,3 @@ def test_an_error_of_our_own_is_not_hidden_and_loses_nothing(run, easy_reward, m
     with pytest.raises(RuntimeError, match="shape mismatch"):
         run()
     assert Decoder.from_pretrained(tmp_path / "out" / "checkpoint")
-
-
-def test_without_a_model_a_tiny_one_is_made(tmp_path, capsys):
-    """`python train.py --dataset arith` needs neither a network nor a checkpoint."""
-    flags = ["--dataset", "arith", "--steps", "1", "--prompts", "2", "--samples", "2", "--max-new-tokens", "4"]
-    assert train.main([*flags, "--eval-problems", "2", "--out", str(tmp_path / "out")]) == 0
-    assert "random weights" in capsys.readouterr().err

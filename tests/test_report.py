@@ -1,0 +1,114 @@
+"""The table and the curve that a run ends with, from hand-made metrics."""
+
+import json
+import sys
+
+import pytest
+
+import report
+from report import METRICS
+
+BATCH = {"reward": 0.5, "acceptance": 0.8, "ess": 0.4, "silent_groups": 0.25, "cut_off": 0.0}
+
+
+def row(step: int, **figures) -> dict:
+    return dict.fromkeys(METRICS) | {"phase": "reinforce", "step": step} | figures
+
+
+def accuracies(sampled: float, greedy: float, split: str = "test") -> dict:
+    key = f"{split}_accuracy"
+    return {key: greedy, f"{key}_se": 0.01, f"{key}_sampled": sampled, f"{key}_sampled_se": 0.02}
+
+
+RUN = [
+    row(0, **accuracies(0.4, 0.5), **accuracies(0.1, 0.2, "wordings")),
+    row(1, **BATCH | {"reward": 0.25}),
+    row(2, **BATCH, **accuracies(0.5, 0.6), mean_length=10.0, tokens_per_second=3000.0)
+    | {"full_mean_length": 20.0, "full_tokens_per_second": 1500.0},
+    row(3, **BATCH | {"reward": 1.0, "acceptance": None}),
+    row(4, **BATCH, **accuracies(0.65, 0.55), **accuracies(0.2, 0.2, "wordings"), mean_length=14.0)
+    | {"tokens_per_second": 5000.0, "full_mean_length": 22.0, "full_tokens_per_second": 2500.0},
+]
+
+
+def write(folder, rows) -> None:
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+def test_the_table_says_before_and_after_nested_and_full_first_and_last():
+    """Of the first and the last evaluation; of batches that both models sampled; of the first and the last tenth."""
+    lines = [line.split() for line in report.table(RUN).splitlines()]
+    assert "test, greedy 50.0% ± 1.0% 55.0% ± 1.0% +5.0 points".split() in lines
+    assert "test, sampled 40.0% ± 2.0% 65.0% ± 2.0% +25.0 points".split() in lines
+    assert "new wordings, sampled 10.0% ± 2.0% 20.0% ± 2.0% +10.0 points".split() in lines
+    assert "sampling, 2 batches nested full".split() in lines
+    assert "tokens/s 4,000 2,000 2.00 times".split() in lines
+    assert "tokens a completion 12.0 21.0".split() in lines
+    assert "batches, the mean of the first 1 the last 1 all 4".split() in lines
+    assert "reward 0.250 0.500 0.562".split() in lines
+    assert "acceptance 0.800 0.800 0.800".split() in lines, "the mean of what is known"
+    assert "ess 0.400 0.400 0.400".split() in lines
+
+
+def test_what_was_not_measured_has_no_line():
+    """No wordings but in arith, no comparison where nothing was skipped, no batches where none was sampled."""
+    rows = [row(0, **accuracies(0.4, 0.5)), row(1, **BATCH)]
+    assert "wordings" not in report.table(rows) and "full" not in report.table(rows)
+    assert "reward" not in report.table(rows[:1]) and "test, greedy" in report.table(rows[:1])
+
+
+def test_the_curve_puts_rewards_and_accuracies_where_they_belong():
+    """Step 0 at the left, the last one at the right, 0 at the bottom, the largest value at the top."""
+    lines = report.curve(RUN, width=8, height=4).splitlines()
+    assert lines[:6] == [
+        " 1.00 |      ·",
+        "      |        o",  # 0.65 of 1: level 3 of 4
+        "      |o   o   ·",  # at step 2 the accuracy hides the reward
+        "      |  ·",
+        " 0.00 |",
+        "      +--------> step 4",
+    ]
+
+
+def test_neighbouring_steps_are_averaged_where_there_are_more_than_columns():
+    """A hundred noisy rewards in sixty columns would hide the curve."""
+    rows = [row(0, **accuracies(0.5, 0.5)), *(row(step, **BATCH | {"reward": step / 10}) for step in range(1, 6))]
+    reward, test = report.points(rows, width=3)
+    assert [step for step, _ in reward] == [1.5, 3.5, 5.0]
+    assert [value for _, value in reward] == pytest.approx([0.15, 0.35, 0.5])
+    assert test == [(0, 0.5)]
+
+
+def test_a_run_that_earned_nothing_is_drawn_at_the_bottom():
+    """All zeros have no scale of their own."""
+    rows = [row(0, **accuracies(0.0, 0.0)), row(1, **BATCH | {"reward": 0.0})]
+    assert "· reward" in report.curve(rows)
+
+
+def test_a_folder_is_reported_with_its_picture(tmp_path, capsys):
+    """The same at the end of a run and later; warm-up lines are not part of it."""
+    pytest.importorskip("matplotlib", reason="needs matplotlib (requirements-dev.txt)")
+    write(tmp_path, [row(1) | {"phase": "warmup"}, *RUN])
+    assert report.main([str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert report.table(RUN) in printed and report.curve(RUN) in printed
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert str(tmp_path / "curve.png") in printed
+
+
+def test_without_matplotlib_there_is_no_picture_and_a_word_about_it(tmp_path, capsys, monkeypatch):
+    """It is an extra: a run must not fail for want of it."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    write(tmp_path, RUN)
+    assert report.main([str(tmp_path)]) == 0
+    assert "needs matplotlib" in capsys.readouterr().out and not (tmp_path / "curve.png").exists()
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]\n", "{}\n", '{"phase": "warmup", "step": 1}\n'])
+def test_what_is_no_run_is_refused_in_one_line(tmp_path, capsys, content):
+    """A folder mistyped, a file cut short, a run that is still warming up."""
+    if content is not None:
+        (tmp_path / "metrics.jsonl").write_text(content)
+    assert report.main([str(tmp_path)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ") and "metrics.jsonl" in error and "\n" not in error
