@@ -4,7 +4,7 @@
 
 Tokenizer and model are trained from scratch on problems of arith's train split; its test split and its held-out
 wordings are never seen. Half of the completions are the rationale, half the answer alone, and training stops early. So
-the model works a problem out or answers at once, and the latter is wrong more often: reinforcement has to find that out.
+the model works a problem out or answers at once, which is wrong more often: that is for reinforcement to find out.
 
 Layer dropout (after LayerSkip, Elhoushi et al., 2024) keeps the nested models competent: in half of the batches one to
 four random layers are skipped. docs/method.md says how that differs from the paper's recipe.
