@@ -1,14 +1,25 @@
 """What the tests share: small models with random weights, and the data sets where they lie beside the repository."""
 
+import functools
 import inspect
 from pathlib import Path
 
 import pytest
 import torch
 
+from data import arith
 from model import Config, Decoder
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+drawn = functools.cache(lambda split, size, load=arith.load: load(split))
+
+
+@pytest.fixture(autouse=True)
+def drawn_once(monkeypatch):
+    """arith's problems are the same every time: a test that starts a run need not draw thousands of them again."""
+    monkeypatch.setattr(arith, "load", lambda split: list(drawn(split, arith.SIZES.get(split))))
 
 
 @pytest.fixture(scope="session")
