@@ -390,8 +390,7 @@ def set_up(s: Settings) -> Run:
         raise FileExistsError(f"--out {out} already holds a run or a checkpoint; name another folder")
     if not s.model and not EMBEDDED.is_dir():
         raise FileNotFoundError(f"{EMBEDDED}: the embedded model is not there; `python -m data.tiny` makes it again")
-    train, *tests = data.SPLITS[s.dataset]
-    problems = {split: data.load(s.dataset, split, s.data_dir or None) for split in (train, *tests)}
+    problems = {split: data.load(s.dataset, split, s.data_dir or None) for split in data.SPLITS[s.dataset]}
     model, tokenizer = load_model(s.model or EMBEDDED, s.dtype, s.device, s.prompt_template or None)
     valid = parse_valid_layers(s.valid_layers, model.config.num_hidden_layers)  # SKIP
     sample_mask(model.config.num_hidden_layers, s.skip_ratio, valid, torch.Generator())  # SKIP: refuses what cannot be
