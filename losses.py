@@ -139,6 +139,12 @@ def policy_loss(logprobs: Tensor, weights: Tensor, advantages: Tensor, mask: Ten
     return -torch.where(mask.bool(), terms, 0.0).sum() / z  # E3
 
 
+def supervised_loss(logprobs: Tensor, mask: Tensor, z: float) -> Tensor:
+    """E3 with w = A = 1: the sum of −log π over the tokens of worked solutions, by Z."""
+    ones = torch.ones_like(logprobs)
+    return policy_loss(logprobs, ones, ones[:, 0], mask, z)
+
+
 def diagnostics(log_ratio: Tensor, mask: Tensor) -> dict[str, float]:
     """How far off-policy a batch is, by raw ratios, before any truncation; log ρ and mask (N, T), of the whole batch.
 

@@ -33,7 +33,7 @@ from tqdm import tqdm
 import data
 from data.prompts import Tokenizer
 from evaluate import accuracy, check_room, complain, evaluate, load_model, out_of_memory, score
-from losses import diagnostics, gradient_weights, group_advantages, log_ratio, normaliser, policy_loss
+from losses import diagnostics, gradient_weights, group_advantages, log_ratio, normaliser, policy_loss, supervised_loss
 from model import Decoder
 from report import Log, print_report, readable, readable_accuracy
 from rollout import Rollout, completion_logprobs, generate, pack
@@ -110,7 +110,7 @@ class Settings:
 
     def decided(self) -> "Settings":
         """With the defaults that depend on the model in place of None."""
-        embedded = not self.model
+        embedded = not self.model or Path(self.model).resolve() == EMBEDDED.resolve()
         defaults = {
             "lr": 1e-4 if embedded else 1e-5,
             "warmup_lr": 1e-3 if embedded else 1e-4,
@@ -233,7 +233,7 @@ def micro_batches(rollout: Rollout, advantages: Tensor, size: int) -> list[tuple
 
 
 def warm_up(run: Run) -> None:
-    """Supervised learning of the train split's rationales. Its loss is E3 with w = A = 1: the mean of −log π(token)."""
+    """Supervised learning of the train split's rationales."""
     s, model, log = run.settings, run.model, run.log
     weights = MasterWeights(model)
     steps = math.ceil(s.warmup_epochs * len(run.train) / s.warmup_batch)
@@ -248,8 +248,7 @@ def warm_up(run: Run) -> None:
             for start in range(0, len(problems), s.micro_batch):
                 rows = slice(start, start + s.micro_batch)
                 logprobs, _ = completion_logprobs(model, prompts[rows], tokens[rows], mask[rows])
-                ones = torch.ones_like(logprobs)
-                part = policy_loss(logprobs, ones, ones[:, 0], mask[rows], normaliser(mask))
+                part = supervised_loss(logprobs, mask[rows], normaliser(mask))
                 part.backward()
                 weights.collect_gradients()
                 loss += part.item()

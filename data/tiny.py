@@ -26,7 +26,7 @@ from tqdm import tqdm
 from data import arith
 from data.prompts import ASK, Tokenizer
 from evaluate import accuracy, evaluate
-from losses import normaliser, policy_loss
+from losses import normaliser, supervised_loss
 from model import Config, Decoder
 from reward import extract_answer
 from rollout import completion_logprobs, pack
@@ -95,7 +95,7 @@ def batches(tokenizer: Tokenizer, size: int, seed: int) -> Iterator[list[tuple[l
 
 
 def teach(model: Decoder, tokenizer: Tokenizer, steps: int, size: int = 64, lr: float = 5e-3, seed: int = 0) -> None:
-    """Supervised learning of the rationales: E3 with w = A = 1, on the full model and, in turn, on nested ones.
+    """Supervised learning, of the full model and, in turn, of nested ones.
 
     Muon (Jordan et al., 2024) moves the matrices of the layers, AdamW the rest. The rate falls over the last third.
     """
@@ -115,8 +115,7 @@ def teach(model: Decoder, tokenizer: Tokenizer, steps: int, size: int = 64, lr: 
         skip = sample_mask(n_layers, dropped / n_layers, valid, masks) if dropped else None
         tokens, mask = pack([completion for _, completion in pairs], "cpu")
         logprobs, _ = completion_logprobs(model, [prompt for prompt, _ in pairs], tokens, mask, skip=skip)
-        ones = torch.ones_like(logprobs)
-        loss = policy_loss(logprobs, ones, ones[:, 0], mask, normaliser(mask))
+        loss = supervised_loss(logprobs, mask, normaliser(mask))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, rate in zip((muon, adamw), schedule, strict=True):

@@ -21,6 +21,15 @@ def test_every_equation_tag_of_the_code_has_its_row_and_the_other_way_round():
     assert set(marked) == {f"E{n}" for n in range(1, 9)}, "each equation is tagged on its line"
 
 
+def test_every_theorem_has_its_row_and_its_tests_and_the_other_way_round():
+    """T1-T6 are claims of docs/method.md; a docstring of tests/test_theory.py that begins with the tag is the proof."""
+    theorems = re.findall(r"^\| (T\d) \|", METHOD, re.M)
+    tests = (ROOT / "tests" / "test_theory.py").read_text(encoding="utf-8")
+    found = re.findall(r'^def test_(t\d)_\w+\(.*\n    """(T\d)', tests, re.M)
+    assert all(name.upper() == tag for name, tag in found)
+    assert theorems == sorted(set(theorems)) == sorted({tag for _, tag in found})
+
+
 def test_functions_and_tests_that_the_equations_point_to_exist():
     """A map that leads nowhere is worse than none."""
     table = METHOD.partition("## Equations")[2].partition("##")[0]

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from losses import diagnostics, gradient_weights, group_advantages, log_ratio, normaliser, policy_loss
+from losses import diagnostics, gradient_weights, group_advantages, log_ratio, normaliser, policy_loss, supervised_loss
 
 RHO = torch.tensor([[2.0, 0.5, 4.0]], dtype=torch.float64)
 LOG_RHO, MASK = RHO.log(), torch.ones(1, 3, dtype=torch.bool)
@@ -60,22 +60,6 @@ def test_all_weights_are_1_where_nothing_is_skipped(kwargs):
     assert torch.equal(weights, mask.float())
 
 
-@pytest.mark.parametrize("lam", [1.0, 0.9, 0.0])
-def test_retrace_is_the_backward_recursion_of_q_ret(lam):
-    """T6: Q_ret(t) = c_{t+1} Q_ret(t+1) + (1 − c_{t+1}) b from Q_ret(T) = R is b + (R − b) Π_{s>t} c_s, hence E7."""
-    log_rho, mask = random_case()
-    weights = gradient_weights("retrace", log_rho, mask, lam=lam)
-    reward, b = 1.0, 0.3
-    for row in range(len(mask)):
-        rho = log_rho[row, mask[row]].exp().tolist()
-        q = reward
-        for t in reversed(range(len(rho))):
-            if t + 1 < len(rho):
-                c = lam * min(1.0, rho[t + 1])
-                q = c * q + (1 - c) * b
-            assert weights[row, t].item() * (reward - b) == pytest.approx(min(1.0, rho[t]) * (q - b), abs=1e-12)
-
-
 @pytest.mark.parametrize("kwargs", ALL_WEIGHTS)
 def test_what_stands_outside_the_mask_never_matters(kwargs):
     """Padding holds anything, NaN included; weights there are 0, and a 0/1 mask serves as a bool one does."""
@@ -87,7 +71,7 @@ def test_what_stands_outside_the_mask_never_matters(kwargs):
     assert (expected[~mask] == 0).all()
 
 
-@pytest.mark.parametrize("kwargs", BOUNDED)
+@pytest.mark.parametrize("kwargs", [*BOUNDED, {"kind": "retrace", "lam": 0.0}, {"kind": "retrace", "lam": 0.99}])
 @pytest.mark.parametrize("sign", [1.0, -1.0, 0.0])
 def test_bounded_weights_stay_finite_at_any_length(kwargs, sign):
     """4,096 tokens with |log ρ| up to 20: products are sums of logarithms, capped before the exponential."""
@@ -172,6 +156,12 @@ def test_loss_by_hand_and_its_gradient():
     assert loss.item() == pytest.approx(-(-1.0 - 1.0 + 6.0) / 3)
     loss.backward()
     torch.testing.assert_close(logprobs.grad, torch.tensor([[-1.0, -0.5], [2.0, 0.0]]) / 3)
+
+
+def test_supervised_loss_is_the_mean_of_minus_log_pi():
+    """E3 with w = A = 1 and Z = tokens."""
+    mask = torch.tensor([[1, 1], [1, 0]])
+    assert supervised_loss(torch.tensor([[-1.0, -2.0], [-6.0, math.nan]]), mask, normaliser(mask)).item() == 3.0
 
 
 def test_losses_of_micro_batches_add_up():

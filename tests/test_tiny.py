@@ -78,7 +78,7 @@ def test_the_training_lowers_the_loss_of_full_and_nested_models_on_the_train_spl
     """Every second batch is a nested model's, of one to four layers, none of them the first or the last."""
     streams, calls = spy(monkeypatch, arith, "stream"), spy(monkeypatch, tiny, "completion_logprobs")
     model, losses = train.Decoder.from_pretrained(tiny.build(tmp_path / "tiny", vocab_size=400, **SMALL)), []
-    monkeypatch.setattr(tiny, "policy_loss", lambda *a: losses.append(train.policy_loss(*a)) or losses[-1])
+    monkeypatch.setattr(tiny, "supervised_loss", lambda *a: losses.append(train.supervised_loss(*a)) or losses[-1])
     tiny.teach(model, Tokenizer(tmp_path / "tiny"), steps=40, size=16, lr=0.05)
     assert {call["split"] for call in streams} == {"train"}
     skips = [call["skip"] for call in calls]

@@ -507,6 +507,7 @@ def test_defaults_that_depend_on_the_model_are_decided_and_written_down():
     )
     assert embedded.lr == svamp.lr >= 10 * other.lr and svamp.warmup_lr > other.warmup_lr
     assert (embedded.warmup_epochs, other.warmup_epochs) == (0, 0) and svamp.warmup_epochs > 0
+    assert Settings(model=str(train.EMBEDDED)).decided().lr == embedded.lr, "named by its folder it is the same model"
     given = Settings(lr=0.0, warmup_lr=0.5, warmup_epochs=0, dataset="svamp")
     assert given.decided() == given, "what the user says stands, 0 as well"
 
@@ -632,6 +633,16 @@ def test_numbers_that_are_not_finite_stop_the_run_and_keep_the_last_good_checkpo
     captured = capsys.readouterr()
     assert re.fullmatch("error: .*not finite; the last good checkpoint is kept", captured.err.strip().splitlines()[-1])
     assert captured.out.strip().endswith("checkpoint (after step 0)")
+
+
+def test_an_untruncated_weight_that_overflows_stops_the_run_and_names_its_logarithm(
+    run, easy_reward, monkeypatch, capsys
+):
+    """Truncation is the user's choice; the last good checkpoint is kept."""
+    monkeypatch.setattr(train, "log_ratio", lambda target, behaviour, mask: 99.0 * mask)
+    status, out = run("--is-level", "sequence", "--is-cap", "0")
+    assert status == 1 and (out / "checkpoint").is_dir()
+    assert re.search(r"^error: .*log W = \d+\.\d; give a cap", capsys.readouterr().err, re.M)
 
 
 def test_a_model_that_is_not_finite_from_the_start_leaves_no_checkpoint(run, checkpoint, tmp_path, capsys):

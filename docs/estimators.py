@@ -1,0 +1,243 @@
+"""Which estimator to use: bias, direction and noise of each, as the nested model moves away from the full one.
+
+    python -m docs.estimators --out FOLDER      # twenty minutes on two cores: two tables, and estimators.svg
+
+Twice the same question. In a world that can be counted out (random decoders of eight layers, three tokens, at most five
+of them) every expectation is a finite sum: medians over models and masks. On the embedded model the figures come from
+sampled batches, held against a long run of samples from the full model. g is the estimate of one batch of BATCH
+completions, g* = ∇ E_π[R]:
+
+    bias      ‖E g − g*‖ / ‖g*‖
+    cosine    of E g and g*: the part of the bias that no step size undoes
+    noise     E‖g − E g‖² / ‖g*‖²
+    aim       E[g]·g* / (‖g*‖ √E‖g‖²): bias and noise in one. Its square is the share of an exact gradient's progress
+              that a step along g makes to second order, with the best step size for each
+"""
+
+import argparse
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import data
+from evaluate import load_model, score
+from losses import gradient_weights, group_advantages, log_ratio, normaliser, policy_loss
+from model import Config, Decoder
+from rollout import Rollout, completion_logprobs, generate, pack
+from skip import sample_mask, valid_layers
+from train import EMBEDDED, draw
+
+WEIGHTS = {
+    "E4 on-policy": {"kind": "on-policy"},
+    "E5 IS, sequence": {"kind": "is", "level": "sequence", "cap": None},
+    "E5 IS, sequence, C = 2": {"kind": "is", "level": "sequence", "cap": 2.0},
+    "E6 IS, token": {"kind": "is", "level": "token", "cap": None},
+    "E6 IS, token, C = 2": {"kind": "is", "level": "token", "cap": 2.0},
+    "E7 Retrace, λ = 1": {"kind": "retrace"},
+    "E7 Retrace, λ = 0.9": {"kind": "retrace", "lam": 0.9},
+    "E8 Retrace by token": {"kind": "retrace", "trace": "token"},
+}
+# (weights, advantage, normaliser): every weight as T1 and T5 want it, then what train.py may put around one of them
+ESTIMATORS = {name: (weights, "rloo", "completions") for name, weights in WEIGHTS.items()}
+for advantage, z in (("rloo", "tokens"), ("grpo", "completions"), ("grpo", "tokens")):
+    ESTIMATORS[f"E6, C = 2, {advantage}, Z = {z}"] = (WEIGHTS["E6 IS, token, C = 2"], advantage, z)
+FIGURES = ("bias", "cosine", "noise", "aim")
+BATCH = 128  # completions: 16 problems, 8 samples of each
+
+
+def counted_out(n_models: int, n_masks: int, horizon: int = 5) -> list[dict]:
+    """Exact figures of a batch of one prompt, with the baseline b = E_η[R], by weight and layers skipped."""
+    going, completions = [[]], []
+    for _ in range(horizon):
+        grown = [y + [token] for y in going for token in range(3)]
+        completions += [y for y in grown if y[-1] == 0]
+        going = [y for y in grown if y[-1] != 0]
+    tokens, mask = pack(completions + going, "cpu")
+    N, L = len(tokens), 8
+    config = Config("llama", 3, 16, 24, L, 2, 1, 8, rms_norm_eps=1e-5, max_position_embeddings=16)
+    rows = []
+    for seed in tqdm(range(n_models), desc="random models"):
+        generator = torch.Generator().manual_seed(seed)
+        model = Decoder(config).double()
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.25, generator=generator)
+        rewards = (torch.rand(N, generator=generator) < 0.3).double()
+        target, _ = completion_logprobs(model, [[1, 2]] * N, tokens, mask)
+        parameters = list(model.parameters())
+        scores = torch.zeros(*tokens.shape, sum(p.numel() for p in parameters), dtype=torch.float64)
+        for row, t in mask.nonzero().tolist():
+            parts = torch.autograd.grad(target[row, t], parameters, retain_graph=True)
+            scores[row, t] = torch.cat([part.flatten() for part in parts])  # ∇ log π(y_t)
+        exact = (target.detach().sum(dim=1).exp() * rewards) @ scores.sum(dim=1)
+        for skipped in (1, 2, 3, 4, 5):
+            for _ in range(n_masks):
+                skip = sample_mask(L, skipped / L, list(range(L)), generator)
+                with torch.no_grad():
+                    behaviour, _ = completion_logprobs(model, [[1, 2]] * N, tokens, mask, skip=skip)
+                eta = behaviour.sum(dim=1).exp()  # (N,)
+                log_rho = log_ratio(target, behaviour, mask)
+                reached = eta @ mask.double().sum(dim=1)
+                acceptance = eta @ (log_rho.clamp(max=0).exp() * mask).sum(dim=1) / reached
+                for name, weights in WEIGHTS.items():
+                    w = gradient_weights(log_ratio=log_rho, mask=mask, **weights)
+                    g = torch.einsum("nt,ntp->np", w * (rewards - eta @ rewards)[:, None], scores)  # of each completion
+                    mean, own = eta @ g, exact.norm()
+                    variance = eta @ (g - mean).square().sum(dim=1) / BATCH
+                    figures = {
+                        "bias": (mean - exact).norm() / own,
+                        "cosine": mean @ exact / (mean.norm() * own),
+                        "noise": variance / own**2,
+                        "aim": mean @ exact / (own * (mean.square().sum() + variance).sqrt()),
+                    }
+                    rows.append({"name": name, "at": skipped, "acceptance": acceptance.item()})
+                    rows[-1] |= {key: value.item() for key, value in figures.items()}
+    return medians(rows)
+
+
+def gradients(model: Decoder, rollout: Rollout, rewards: Tensor, estimators: dict, rows: int = 16) -> Tensor:
+    """(estimators, weights of the model): the ascent direction of the batch by each; one forward pass for all."""
+    total = torch.zeros(len(estimators), sum(p.numel() for p in model.parameters()))
+    for start in range(0, len(rollout.prompts), rows):
+        part = slice(start, start + rows)
+        mask = rollout.mask[part]
+        logprobs, _ = completion_logprobs(model, rollout.prompts[part], rollout.tokens[part], mask)
+        log_rho = log_ratio(logprobs, rollout.logprobs[part], mask)
+        for i, (weights, advantage, z) in enumerate(estimators.values()):
+            w = gradient_weights(log_ratio=log_rho, mask=mask, **weights)
+            advantages = group_advantages(rewards, advantage).flatten()[part]
+            loss = policy_loss(logprobs, w, advantages, mask, normaliser(rollout.mask, z))
+            grads = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+            total[i] -= torch.cat([g.flatten() for g in grads])
+    return total
+
+
+def sampled(n_batches: int, n_reference: int, blocks: int = 6) -> list[dict]:
+    """The same figures on the embedded model, with standard errors."""
+    model, tokenizer = load_model(str(EMBEDDED), "float32", "cpu")
+    problems = draw(data.load("arith", "train"), BATCH // 8, step=1, seed=0)
+    prompts = [tokenizer.encode_prompt(problem.question) for problem in problems]
+    L, seeds = model.config.num_hidden_layers, iter(range(0, sys.maxsize, len(problems)))
+
+    def batches(n: int, skipped: int, n_samples: int, estimators: dict):
+        masks = torch.Generator().manual_seed(skipped)
+        for _ in tqdm(range(n), desc=f"{skipped} layers skipped"):
+            skip = sample_mask(L, skipped / L, valid_layers(L, border=1), masks)
+            rollout = generate(model, prompts, n_samples, 128, tokenizer.eos_ids, skip=skip, seed=next(seeds))
+            rewards = [[record["reward"] for record in samples] for samples in score(tokenizer, problems, rollout)]
+            yield rollout, gradients(model, rollout, torch.tensor(rewards), estimators)
+
+    reference = torch.zeros(blocks, sum(p.numel() for p in model.parameters()))
+    on_policy = {"E4 on-policy": ESTIMATORS["E4 on-policy"]}
+    for i, (_, g) in enumerate(batches(n_reference, 0, 32, on_policy)):
+        reference[i % blocks] += g[0] / (n_reference / blocks)
+    rows = []
+    for skipped in (0, 1, 2, 4):  # a tenth, two tenths, three tenths of twelve layers
+        estimators = ESTIMATORS if skipped else on_policy
+        means = torch.zeros(len(estimators), *reference.shape)
+        acceptance, squares = [], []
+        for i, (rollout, g) in enumerate(batches(n_batches, skipped, 8, estimators)):
+            means[:, i % blocks] += g / (n_batches / blocks)
+            squares.append(g.square().sum(dim=1))
+            with torch.no_grad():
+                target, _ = completion_logprobs(model, rollout.prompts, rollout.tokens, rollout.mask)
+            rho = log_ratio(target, rollout.logprobs, rollout.mask)[rollout.mask]
+            acceptance.append(rho.clamp(max=0).exp().mean().item())
+        for e, name in enumerate(estimators):
+            both = torch.cat((means[e], reference))
+            figures = compare(both @ both.T, torch.stack(squares)[:, e])
+            rows.append({"name": name, "at": skipped, "acceptance": sum(acceptance) / n_batches} | figures)
+    return rows
+
+
+def compare(gram: Tensor, squares: Tensor) -> dict[str, float]:
+    """Figures from the inner products of B block means of an estimator and B of the reference, (2B, 2B), and from each
+    batch's ‖g‖². The squared norm of a mean is a product of *different* blocks, else noise would count as bias. `key ±`
+    is the jackknife's standard error: the same with one block left out, for each of them."""
+    B = len(gram) // 2
+
+    def of(kept: list[int]) -> dict[str, float]:
+        def apart(square: Tensor) -> Tensor:
+            return (square.sum() - square.trace()) / (len(kept) * (len(kept) - 1))
+
+        own, theirs = apart(gram[kept][:, kept]), apart(gram[B:, B:][kept][:, kept])
+        across = gram[:B, B:][kept][:, kept].mean()
+        batch = torch.tensor([i % B in kept for i in range(len(squares))])
+        return {
+            "bias": ((own - 2 * across + theirs).clamp(min=0) / theirs).sqrt().item(),
+            "cosine": (across / (own * theirs).sqrt()).item(),
+            "noise": ((squares[batch].mean() - own) / theirs).item(),
+            "aim": (across / (theirs * squares[batch].mean()).sqrt()).item(),
+        }
+
+    figures = of(list(range(B)))
+    without = [of([i for i in range(B) if i != left_out]) for left_out in range(B)]
+    for key in FIGURES:
+        values = torch.tensor([each[key] for each in without])
+        figures[f"{key} ±"] = ((B - 1) * values.var(correction=0)).sqrt().item()
+    return figures
+
+
+def medians(rows: list[dict]) -> list[dict]:
+    """One row for each number of skipped layers and estimator: the median of each figure."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        groups.setdefault((row["at"], row["name"]), []).append(row)
+    keys = ("acceptance", *FIGURES)
+    return [
+        {"at": at, "name": name} | {key: statistics.median(row[key] for row in group) for key in keys}
+        for (at, name), group in sorted(groups.items(), key=lambda item: item[0][0])
+    ]
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown: an estimator a line, in a table for each number of skipped layers."""
+    lines, at = [], None
+    for row in rows:
+        if row["at"] != at:
+            at = row["at"]
+            lines += [f"\n{at} layers skipped, acceptance {row['acceptance']:.3f}\n"]
+            lines += [f"| | {' | '.join(FIGURES)} |", "|---" * (1 + len(FIGURES)) + "|"]
+        cells = (f"{row[key]:.2f}" + (f" ± {row[f'{key} ±']:.2f}" if f"{key} ±" in row else "") for key in FIGURES)
+        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw_figure(worlds: dict[str, list[dict]], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 6), layout="constrained")
+    for line, (title, rows) in zip(figure.subplots(len(worlds), len(FIGURES)), worlds.items(), strict=True):
+        for axes, key in zip(line, FIGURES, strict=True):
+            for name in WEIGHTS:
+                points = [(1 - row["acceptance"], row[key]) for row in rows if row["name"] == name]
+                axes.plot(*zip(*sorted(points), strict=True), "o-", markersize=3, label=name)
+            axes.set(xlabel="1 − acceptance", title=f"{title}: {key}", yscale="log" if key == "noise" else "linear")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.savefig(path)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--out", type=Path, default=Path("."), help="folder for estimators.svg (default: this one)")
+    parser.add_argument("--models", type=int, default=10, help="random models that are counted out (default: 10)")
+    parser.add_argument(
+        "--batches", type=int, default=60, help="batches an estimate of the embedded model (default: 60)"
+    )
+    parser.add_argument("--reference", type=int, default=60, help="batches of 512 completions for g* (default: 60)")
+    a = parser.parse_args(arguments)
+    worlds = {"counted out": counted_out(a.models, n_masks=10), "embedded model": sampled(a.batches, a.reference)}
+    for title, rows in worlds.items():
+        print(f"\n{title}\n{table(rows)}")
+    draw_figure(worlds, a.out / "estimators.svg")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
