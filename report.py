@@ -8,6 +8,7 @@ All of it is computed from the lines of metrics.jsonl, whose keys METRICS lists;
 import argparse
 import json
 import math
+import os
 import statistics
 import sys
 import time
@@ -36,6 +37,8 @@ class Log:
         self.phase_now = ""  # for what is said when memory runs out
         self.saved = "none"  # the checkpoint, for the last line
         self.seconds = {}
+        self.samples = []  # of the step that is not yet written
+        self.sizes = {"samples.jsonl": 0, "metrics.jsonl": 0}  # bytes, as of the last whole step
 
     @contextmanager
     def phase(self, name: str):
@@ -46,31 +49,49 @@ class Log:
 
     def write(self, line: str, **figures) -> None:
         figures |= self.seconds
-        self.seconds = {}
         unknown = figures.keys() - set(METRICS)
         assert not unknown, f"not among METRICS: {unknown}"
         row = {key: figures.get(key) for key in METRICS}
         row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        for name, rows in (("samples.jsonl", self.samples), ("metrics.jsonl", [row])):
+            with (self.folder / name).open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(each, ensure_ascii=False) + "\n" for each in rows)
+        self.sizes = {name: (self.folder / name).stat().st_size for name in self.sizes}
+        self.seconds, self.samples = {}, []
         tqdm.write(line)
 
-    def write_samples(self, step: int, mode: str, records: list[list[dict]]) -> None:
-        """The first sample of up to four problems, to see what the model does."""
-        with (self.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
-            for samples in records[:4]:
-                file.write(json.dumps({"step": step, "mode": mode, **samples[0]}, ensure_ascii=False) + "\n")
+    def rewind(self, sizes: dict[str, int]) -> None:
+        """Cuts off what was written after a checkpoint. ValueError where a file is shorter than it was then."""
+        for name, size in sizes.items():
+            path = self.folder / name
+            path.touch()
+            if path.stat().st_size < size:
+                raise ValueError(f"{path}: shorter than when the checkpoint was written, lines were taken out")
+        for name, size in sizes.items():
+            os.truncate(self.folder / name, size)
+        self.sizes = sizes
 
 
-def readable(step: int, steps: int, f: dict) -> str:
+def examples(step: int, mode: str, records: list[list[dict]]) -> list[dict]:
+    """The first sample of up to four problems, to see what the model does."""
+    return [{"step": step, "mode": mode, **samples[0]} for samples in records[:4]]
+
+
+def readable(phase: str, step: int, steps: int, f: dict, seconds: float | None) -> str:
     """A step's figures as the line for the terminal."""
-    update = f"loss {f['loss']:+.4f}" if f["stepped"] else "no group has a signal: no step"
-    line = (
-        f"step {step}/{steps}  reward {f['reward']:.3f}  {update}  silent groups {f['silent_groups']:.0%}  "
-        f"acceptance {f['acceptance']:.3f}  ess {f['ess']:.3f}  length {f['mean_length']:.0f}  "
-        f"cut off {f['cut_off']:.0%}  {f['tokens_per_second']:.0f} tokens/s"
-    )
-    return line + (f"  {readable_accuracy(f)}" if "test_accuracy" in f else "")
+    if phase == "warmup":
+        return f"warm-up {step}/{steps}  loss {f['loss']:.3f}  {seconds:.1f} s"
+    parts = [f"step {step}/{steps}"]
+    if step:
+        update = f"loss {f['loss']:+.4f}" if f["stepped"] else "no group has a signal: no step"
+        parts.append(
+            f"reward {f['reward']:.3f}  {update}  silent groups {f['silent_groups']:.0%}  "
+            f"acceptance {f['acceptance']:.3f}  ess {f['ess']:.3f}  length {f['mean_length']:.0f}  "
+            f"cut off {f['cut_off']:.0%}  {f['tokens_per_second']:.0f} tokens/s"
+        )
+    if "test_accuracy" in f:
+        parts.append(readable_accuracy(f))
+    return "  ".join(parts)
 
 
 def readable_accuracy(f: dict) -> str:

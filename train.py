@@ -6,20 +6,17 @@ Each step draws a skip mask, samples from the model without the skipped layers, 
 model along a policy gradient that is corrected for having been sampled elsewhere (E1-E8, losses.py). The loop is
 `reinforce`: sample, score, advantage, loss, step. `warm_up` before it is supervised learning on worked solutions.
 
-Every random draw is a function of (seed, step) alone; nothing else has to be remembered for a run to be repeated.
+Every random draw is a function of (seed, step) alone. So all that `save` has to write for `--resume` to go on as if the
+run had never stopped are weights, AdamW's moments, and how far it has come (checkpoint.py).
 """
 
 import argparse
 import json
 import math
-import os
-import shutil
-import signal
 import sys
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from functools import partial
@@ -31,11 +28,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 import data
+from checkpoint import (
+    MasterWeights,
+    interrupted,
+    newest_checkpoint,
+    restore,
+    save,
+    terminable,
+    uninterrupted,
+)
 from data.prompts import Tokenizer
 from evaluate import accuracy, check_room, complain, evaluate, load_model, out_of_memory, score
 from losses import diagnostics, gradient_weights, group_advantages, log_ratio, normaliser, policy_loss, supervised_loss
 from model import Decoder
-from report import Log, print_report, readable, readable_accuracy
+from report import Log, examples, print_report, read, readable
 from rollout import Rollout, completion_logprobs, generate, pack
 from skip import parse_valid_layers, sample_mask
 
@@ -89,6 +95,8 @@ class Settings:
 
     eval_every: int = option(20, "steps between evaluations on the test split, besides before and after", low=1)
     eval_problems: int = option(500, "problems of an evaluation at most", low=1)
+    save_every: int = option(20, "steps between checkpoints, in the warm-up too", low=1)
+    keep: int = option(2, "checkpoints to keep: the last one and, beside it, older ones", low=1)
     dtype: str = option("float32", "of the forward and backward passes; AdamW is float32", ("float32", "bfloat16"))
     device: str = option("auto", "cpu, cuda, cuda:1 or mps; auto: the best there is")
     seed: int = option(0, "of the order of the problems, the masks and the completions", high=2**31 - 1)
@@ -121,7 +129,7 @@ class Settings:
 
 @dataclass
 class Run:
-    """What a run works with."""
+    """What a run works with, and how far it has come."""
 
     settings: Settings
     model: Decoder
@@ -131,13 +139,21 @@ class Run:
     valid: list[int]  # SKIP
     log: Log
 
+    def __post_init__(self):
+        self.weights = MasterWeights(self.model)
+        self.phase = "warmup" if self.settings.warmup_epochs else "reinforce"
+        self.step = 0  # that was taken last, within the phase
+        self.figures: dict | None = None  # of that step, until they are written
+        self.intact = True  # False while weights and step are on their way to the next step
+
 
 def reinforce(run: Run) -> None:
     """The method: batches, each sampled under a skip mask of its own, each one step of the full model."""
     s, model, log = run.settings, run.model, run.log
-    weights = MasterWeights(model)
-    n_layers, learned = model.config.num_hidden_layers, False
-    for step in tqdm(range(1, s.steps + 1), desc="steps", leave=False, disable=None):
+    n_layers = model.config.num_hidden_layers
+    if run.figures is not None:  # step 0, or a step whose evaluation was interrupted
+        finish_step(run)
+    for step in tqdm(range(run.step + 1, s.steps + 1), desc="steps", leave=False, disable=None):
         problems = draw(run.train, s.prompts, step, s.seed)
         prompts = [run.tokenizer.encode_prompt(problem.question) for problem in problems]
         masks = torch.Generator().manual_seed((s.seed * 1_000_003 + step) % 2**32)  # SKIP: it reads 32 bits
@@ -159,31 +175,51 @@ def reinforce(run: Run) -> None:
             records = score(run.tokenizer, problems, rollout)
             rewards = torch.tensor([[record["reward"] for record in samples] for samples in records])  # (P, G)
         advantages = group_advantages(rewards, s.advantage)  # (P, G)
-        evaluated = step % s.eval_every == 0 or step == s.steps
-        compared = compare_with_full(run, problems, sample) if evaluated and any(skip) else {}  # SKIP
+        compared = compare_with_full(run, problems, sample) if is_evaluated(s, step) and any(skip) else {}  # SKIP
         with log.phase("update"):
-            loss, log_rho, entropy = accumulate_gradient(model, weights, rollout, advantages.flatten(), s)
-            stepped = bool(advantages.any())
-            lr = s.lr * min(1.0, step / max(1, s.lr_warmup_steps))
-            norm = weights.step(lr, s.max_grad_norm) if stepped else None
-            learned |= stepped
-
-        figures = describe(rollout, rewards, advantages, log_rho, entropy, log.seconds["seconds_sample"])
-        figures |= {"loss": loss if stepped else None, "grad_norm": norm, "lr": lr, "stepped": stepped} | compared
-        figures["skipped_layers"] = [layer for layer in range(n_layers) if skip[layer]]
-        try:
-            if evaluated:
-                log.write_samples(step, "nested, sampled", records)
-                figures |= test_accuracies(run, step)
-                save(run, f"after step {step}")
-        finally:  # the step is taken, whatever becomes of the evaluation
-            log.write(readable(step, s.steps, figures), phase="reinforce", step=step, **figures)
-    if s.steps and not learned:
+            loss, log_rho, entropy = accumulate_gradient(model, run.weights, rollout, advantages.flatten(), s)
+            figures = describe(rollout, rewards, advantages, log_rho, entropy, log.seconds["seconds_sample"]) | compared
+            figures["skipped_layers"] = [layer for layer in range(n_layers) if skip[layer]]
+            figures["lr"] = s.lr * min(1.0, step / max(1, s.lr_warmup_steps))
+            figures["stepped"] = bool(advantages.any())
+            figures["loss"] = loss if figures["stepped"] else None
+            take_step(run, step, figures, examples(step, "nested, sampled", records) if is_evaluated(s, step) else [])
+        finish_step(run)
+    if s.steps and not any(row["stepped"] for row in read(log.folder)):
         print("no batch had a signal, nothing was learned: warm up first (--warmup-epochs) or skip less (--skip-ratio)")
 
 
+def is_evaluated(s: Settings, step: int) -> bool:
+    return step % s.eval_every == 0 or step == s.steps
+
+
+def take_step(run: Run, step: int, figures: dict, samples: list[dict]) -> None:
+    """The step of the optimiser, where there is a gradient, and the state that goes with it: both, or neither."""
+    with uninterrupted():
+        run.intact = False
+        norm = run.weights.step(figures["lr"], run.settings.max_grad_norm) if figures["stepped"] else None
+        run.step, run.figures, run.log.samples = step, figures | {"grad_norm": norm}, samples
+        run.intact = True
+
+
+def finish_step(run: Run) -> None:
+    """What follows a step: the evaluation, the line of metrics.jsonl, the checkpoint, each where it is time."""
+    s, step, figures, samples = run.settings, run.step, run.figures, []
+    if run.phase == "reinforce" and is_evaluated(s, step):
+        accuracies, samples = test_accuracies(run, step)
+        figures = figures | accuracies
+    last = s.steps if run.phase == "reinforce" else warmup_steps(run)
+    with uninterrupted():
+        run.log.samples += samples
+        line = readable(run.phase, step, last, figures, run.log.seconds.get("seconds_update"))
+        run.log.write(line, phase=run.phase, step=step, **figures)
+        run.figures = None
+    if step % s.save_every == 0 or step == last:
+        save(run)
+
+
 def accumulate_gradient(
-    model: Decoder, weights: "MasterWeights", rollout: Rollout, advantages: Tensor, s: Settings
+    model: Decoder, weights: MasterWeights, rollout: Rollout, advantages: Tensor, s: Settings
 ) -> tuple[float, Tensor, Tensor]:
     """The gradient of E3 over a batch, by micro-batches; advantages (N,) -> loss, log ρ (N, T), entropy (N, T).
 
@@ -234,31 +270,34 @@ def micro_batches(rollout: Rollout, advantages: Tensor, size: int) -> list[tuple
 
 def warm_up(run: Run) -> None:
     """Supervised learning of the train split's rationales."""
-    s, model, log = run.settings, run.model, run.log
-    weights = MasterWeights(model)
-    steps = math.ceil(s.warmup_epochs * len(run.train) / s.warmup_batch)
-    for step in tqdm(range(1, steps + 1), desc="warm-up", leave=False, disable=None):
+    s, model, steps = run.settings, run.model, warmup_steps(run)
+    if run.figures is not None:
+        finish_step(run)
+    for step in tqdm(range(run.step + 1, steps + 1), desc="warm-up", leave=False, disable=None):
         problems = draw(run.train, s.warmup_batch, step, s.seed)
         prompts = [run.tokenizer.encode_prompt(problem.question) for problem in problems]
         tokens, mask = pack(
             [run.tokenizer.encode_completion(p.rationale) for p in problems], model.lm_head.weight.device
         )
         loss = 0.0
-        with log.phase("update"):
+        with run.log.phase("update"):
             for start in range(0, len(problems), s.micro_batch):
                 rows = slice(start, start + s.micro_batch)
                 logprobs, _ = completion_logprobs(model, prompts[rows], tokens[rows], mask[rows])
                 part = supervised_loss(logprobs, mask[rows], normaliser(mask))
                 part.backward()
-                weights.collect_gradients()
+                run.weights.collect_gradients()
                 loss += part.item()
             lr = s.warmup_lr * min(1.0, step / max(1, steps // 20), 1 - (step - 1) / steps)  # up in 5 %, then down
-            norm = weights.step(lr, s.max_grad_norm)
-        seconds = log.seconds["seconds_update"]
-        log.write(
-            f"warm-up {step}/{steps}  loss {loss:.3f}  {seconds:.1f} s", phase="warmup", step=step, loss=loss,
-            grad_norm=norm, lr=lr, stepped=True, tokens=int(mask.sum()),
-        )  # fmt: skip
+            take_step(run, step, {"loss": loss, "lr": lr, "stepped": True, "tokens": int(mask.sum())}, [])
+        finish_step(run)
+    with uninterrupted():
+        run.weights = MasterWeights(model)  # AdamW begins anew
+        run.phase, run.step, run.figures = "reinforce", 0, {}
+
+
+def warmup_steps(run: Run) -> int:
+    return math.ceil(run.settings.warmup_epochs * len(run.train) / run.settings.warmup_batch)
 
 
 def draw(problems: list[data.Problem], size: int, step: int, seed: int) -> list[data.Problem]:
@@ -279,9 +318,10 @@ def compare_with_full(run: Run, problems: list[data.Problem], sample: Callable[.
     return {"full_reward": mean, "full_mean_length": length, "full_tokens_per_second": speed}
 
 
-def test_accuracies(run: Run, step: int) -> dict[str, float]:
-    """Accuracy of the full model, greedy and sampled, on the test split; before and after the run on all others too."""
-    s, figures = run.settings, {}
+def test_accuracies(run: Run, step: int) -> tuple[dict[str, float], list[dict]]:
+    """Accuracy of the full model, greedy and sampled, on the test split; before and after the run on all others too;
+    and a few of its answers."""
+    s, figures, samples = run.settings, {}, []
     for split, problems in run.tests.items():
         if split != "test" and 0 < step < s.steps:
             continue
@@ -295,10 +335,10 @@ def test_accuracies(run: Run, step: int) -> dict[str, float]:
                     temperature=temperature,
                     batch=s.prompts * s.samples,
                 )
-            run.log.write_samples(step, f"{split}, full, {mode}", records)
+            samples += examples(step, f"{split}, full, {mode}", records)
             key = f"{split}_accuracy" + ("_sampled" if temperature else "")
             figures[key], figures[f"{key}_se"] = accuracy(records)
-    return figures
+    return figures, samples
 
 
 def describe(
@@ -318,57 +358,8 @@ def describe(
     }
 
 
-class MasterWeights:
-    """AdamW on float32 weights; the model's own, of whatever dtype, are rounded from them after each step.
-
-    In bfloat16 an update of 1e-6 would round to nothing (8 bits of mantissa); here it adds up until it shows. Gradients
-    of micro-batches are added up in float32 as well. A float32 model is its own master, without a copy.
-    """
-
-    def __init__(self, model: Decoder):
-        self.working = list(model.parameters())
-        copies = self.working[0].dtype != torch.float32
-        self.masters = [p.detach().float() for p in self.working] if copies else self.working
-        self.adamw = torch.optim.AdamW(self.masters, weight_decay=0.0)
-
-    def collect_gradients(self) -> None:
-        """To be called after each backward pass."""
-        for master, working in zip(self.masters, self.working, strict=True):
-            if master is not working and working.grad is not None:
-                gradient = working.grad.float()
-                master.grad = gradient if master.grad is None else master.grad.add_(gradient)
-                working.grad = None
-
-    def step(self, lr: float, max_grad_norm: float) -> float:
-        """Clips, steps, forgets the gradient; returns its norm before clipping. FloatingPointError if not finite."""
-        norm = torch.nn.utils.clip_grad_norm_(self.masters, max_grad_norm or math.inf).item()
-        if not math.isfinite(norm):
-            raise FloatingPointError(f"the gradient's norm is {norm}")
-        for group in self.adamw.param_groups:
-            group["lr"] = lr
-        with uninterrupted(), torch.no_grad():
-            self.adamw.step()
-            self.adamw.zero_grad()
-            for master, working in zip(self.masters, self.working, strict=True):
-                if master is not working:
-                    working.copy_(master)
-        return norm
-
-
-@contextmanager
-def uninterrupted():
-    """Ctrl-C waits for the end of this block: half a step or half a file is worth less than none."""
-    pressed = []
-    before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if pressed:
-        raise KeyboardInterrupt
-
-
-def parse(arguments: list[str] | None) -> Settings:
+def parse(arguments: list[str] | None) -> tuple[dict, bool]:
+    """The settings that were given, by name, and whether to resume."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -377,37 +368,60 @@ def parse(arguments: list[str] | None) -> Settings:
         notes += [f"default: {f.default}"] if f.default not in ("", None) else []
         help = f.metadata["help"] + (f" ({'; '.join(notes)})" if notes else "")
         kind = f.type if isinstance(f.type, type) else f.type.__args__[0]  # float of float | None
-        parser.add_argument(f"--{f.name.replace('_', '-')}", type=kind, default=f.default, help=help, metavar="X")
-    return Settings(**vars(parser.parse_args(arguments)))
+        parser.add_argument(
+            f"--{f.name.replace('_', '-')}", type=kind, default=argparse.SUPPRESS, help=help, metavar="X"
+        )
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, as if it had not stopped")
+    given = vars(parser.parse_args(arguments))
+    return given, given.pop("resume")
 
 
-def set_up(s: Settings) -> Run:
-    """Reads all that the user named, before anything long is begun. Raises ValueError or OSError."""
-    s = s.decided()
+def set_up(given: dict, resume: bool = False) -> Run:
+    """Reads all that the user named, before anything long is begun or written. Raises ValueError or OSError."""
+    s = settings_of(given) if resume else Settings(**given).decided()
     out = Path(s.out or f"runs/{datetime.now():%Y-%m-%d-%H%M%S}").expanduser()
-    if (out / "metrics.jsonl").exists() or (out / "checkpoint").exists():
-        raise FileExistsError(f"--out {out} already holds a run or a checkpoint; name another folder")
+    if not resume and ((out / "metrics.jsonl").exists() or (out / "checkpoint").exists()):
+        raise FileExistsError(f"--out {out} already holds a run; name another folder, or go on with it (--resume)")
     if not s.model and not EMBEDDED.is_dir():
         raise FileNotFoundError(f"{EMBEDDED}: the embedded model is not there; `python -m data.tiny` makes it again")
+    checkpoint = newest_checkpoint(out) if resume else None
     problems = {split: data.load(s.dataset, split, s.data_dir or None) for split in data.SPLITS[s.dataset]}
-    model, tokenizer = load_model(s.model or EMBEDDED, s.dtype, s.device, s.prompt_template or None)
+    model, tokenizer = load_model(checkpoint or s.model or EMBEDDED, s.dtype, s.device, s.prompt_template or None)
     valid = parse_valid_layers(s.valid_layers, model.config.num_hidden_layers)  # SKIP
     sample_mask(model.config.num_hidden_layers, s.skip_ratio, valid, torch.Generator())  # SKIP: refuses what cannot be
     check_room(model, tokenizer, sum(problems.values(), []), s.max_new_tokens)
+    run = Run(s, model, tokenizer, problems.pop("train"), problems, valid, Log(out))
+    if checkpoint:
+        restore(run, checkpoint)
+        return run
+    if run.phase == "reinforce":
+        run.figures = {}  # step 0 is nothing but its evaluation
+    if resume:  # it was killed before its first checkpoint
+        run.log.rewind(run.log.sizes)
+        return run
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.json").write_text(json.dumps(asdict(s), indent=2) + "\n", encoding="utf-8")
-    return Run(s, model, tokenizer, problems.pop("train"), problems, valid, Log(out))
+    return run
 
 
-def save(run: Run, when: str) -> None:
-    """DIR/checkpoint, a Hugging Face folder: the new one whole, or the old one."""
-    folder, partial = run.log.folder / "checkpoint", run.log.folder / "checkpoint.partial"
-    with uninterrupted():
-        run.model.save_pretrained(partial)
-        run.tokenizer.save(partial)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
-        run.log.saved = f"{folder} ({when})"
+def settings_of(given: dict) -> Settings:
+    """The settings of the run in --out. Whatever else is given has to be the same: another setting is another run."""
+    if not given.get("out"):
+        raise ValueError("--resume needs --out, the folder of the run to go on with")
+    config = Path(given["out"]).expanduser() / "config.json"
+    if not config.is_file():
+        raise FileNotFoundError(f"--resume: no run in {given['out']} ({config.name} is not there)")
+    try:
+        s = Settings(**json.loads(config.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{config}: not the settings of a run ({error})") from None
+    for name, value in given.items():
+        if name != "out" and value != getattr(s, name):
+            raise ValueError(
+                f"--resume with --{name.replace('_', '-')} {value!r}: the run in {given['out']} has "
+                f"{getattr(s, name)!r}; leave the flag out, or begin another run"
+            )
+    return replace(s, out=given["out"])
 
 
 LESS_MEMORY = {
@@ -418,9 +432,10 @@ LESS_MEMORY = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit status: 0, 2 for a wrong flag or file, 1 for trouble of the machine or the numbers, 130 Ctrl-C."""
+    """The exit status: 0, 2 for a wrong flag or file, 1 for trouble of the machine or the numbers, 130 and 143 for
+    Ctrl-C and SIGTERM."""
     try:
-        run = set_up(parse(arguments))
+        run = set_up(*parse(arguments))
     except (ValueError, OSError) as error:
         return complain(error)
     except KeyboardInterrupt:
@@ -430,37 +445,38 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print("error: out of memory while the model was loaded; take a smaller one", file=sys.stderr)
         return 1
-    try:
-        status = work(run)
-    except OSError as error:  # a full disk, a folder that went away
-        complain(error)
-        status = 1
-    except KeyboardInterrupt:  # a second one, while the checkpoint of the first was written
-        status = 130
+    with terminable():
+        try:
+            status = work(run)
+        except OSError as error:  # a full disk, a folder that went away
+            complain(error)
+            status = 1
+        except KeyboardInterrupt as error:  # a second one, while the checkpoint of the first was written
+            status = interrupted(error)
     print(f"checkpoint: {run.log.saved}")
     return status
 
 
 def work(run: Run) -> int:
-    """The run itself. Whatever ends it, the last good weights are in DIR/checkpoint. Returns the exit status."""
-    s, log = run.settings, run.log
+    """The run itself. Whatever ends it, the last good state is in DIR/checkpoint. Returns the exit status."""
+    log = run.log
     try:
-        if s.warmup_epochs:
+        if run.phase == "warmup":
             warm_up(run)
-        figures = test_accuracies(run, step=0)
-        log.write(f"step 0/{s.steps}  {readable_accuracy(figures)}", phase="reinforce", step=0, **figures)
-        save(run, "after step 0")
         reinforce(run)
         print_report(log.folder)
         return 0
     except (FloatingPointError, OverflowError) as error:  # weights that came to this are not worth keeping
         print(f"error: {error}; the last good checkpoint is kept", file=sys.stderr)
         return 1
+    except OSError:  # no place for another checkpoint either
+        raise
     except BaseException as error:
-        save(run, "when it stopped")
+        if run.intact:
+            save(run)
         if isinstance(error, KeyboardInterrupt):
-            print("interrupted", file=sys.stderr)
-            return 130
+            print("interrupted; --resume goes on from here", file=sys.stderr)
+            return interrupted(error)
         if not out_of_memory(error):
             raise
         advice = LESS_MEMORY.get(log.phase_now, "the size of the model")

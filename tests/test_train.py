@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Letters, small_model, spy
+from conftest import Letters, pay, small_model, spy
 
 import data
 import train
-from data import tiny
 from losses import gradient_weights, group_advantages, log_ratio, normaliser, policy_loss
 from model import Decoder
 from report import ACCURACIES, METRICS
@@ -158,12 +157,6 @@ def test_every_epoch_draws_every_problem_once_in_a_new_order():
     assert train.draw(problems, 2, 3, seed=0) == epochs[0][4:6]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    sizes = {"num_hidden_layers": 4, "hidden_size": 32, "intermediate_size": 48, "head_dim": 8}
-    return tiny.build(tmp_path_factory.mktemp("tiny"), vocab_size=300, **sizes)
-
-
 def metrics(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
@@ -188,20 +181,6 @@ def loop(tmp_path):
         return train.Run(s, small_model(torch.float32), Letters(), problems["TRAIN"], tests, [1, 2], train.Log(out))
 
     return loop
-
-
-def pay(monkeypatch, reward) -> None:
-    """Pays sample g of problem p what reward(text, p, g) says, in place of the answer's reward."""
-    original = train.score
-
-    def score(*arguments):
-        records = original(*arguments)
-        for p, samples in enumerate(records):
-            for g, record in enumerate(samples):
-                record["reward"] = float(reward(record["completion"], p, g))
-        return records
-
-    monkeypatch.setattr(train, "score", score)
 
 
 @pytest.fixture
@@ -239,15 +218,15 @@ def test_a_batch_is_sampled_from_the_train_split_as_the_settings_say(loop, monke
 def test_accuracies_are_of_the_full_model_on_the_first_problems_of_each_split(loop, monkeypatch):
     """Measured on what was trained on, or at another temperature, it would be another figure under the same name."""
     calls, run = spy(monkeypatch, train, "evaluate"), loop(eval_problems=3, temperature=0.7, steps=9)
-    figures = train.test_accuracies(run, step=0)
+    figures, _ = train.test_accuracies(run, step=0)
     assert [(call["problems"], call["temperature"]) for call in calls] == [
         (run.tests[split][:3], temperature) for split in ("test", "wordings") for temperature in (0.0, 0.7)
     ]
     assert all(call["model"] is run.model and (call["max_new_tokens"], call["n_samples"]) == (6, 1) for call in calls)
     assert figures.keys() == {k + se for k in ACCURACIES for se in ("", "_se")}
     assert set(figures.values()) == {0.0}
-    assert train.test_accuracies(run, step=5).keys() == {k for k in figures if k.startswith("test_accuracy")}
-    assert train.test_accuracies(run, step=9).keys() == figures.keys()
+    assert train.test_accuracies(run, step=5)[0].keys() == {k for k in figures if k.startswith("test_accuracy")}
+    assert train.test_accuracies(run, step=9)[0].keys() == figures.keys()
 
 
 def test_the_full_model_is_compared_on_the_nested_one_s_batch_and_streams(loop, monkeypatch):
@@ -456,31 +435,35 @@ def test_tokens_per_second_are_those_of_sampling_and_both_kinds_of_samples_are_k
     assert [(r["step"], r["mode"]) for r in kept] == expected
 
 
-def test_ctrl_c_waits_for_the_end_of_a_step():
-    """Masters that moved and working weights that did not are two models; the key is heard right after."""
-    model, handler = small_model(torch.bfloat16), signal.getsignal(signal.SIGINT)
-    weights = MasterWeights(model)
-    for parameter in model.parameters():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_for_the_end_of_a_step(loop, number):
+    """Weights that moved and a step that was not counted are no state to go on from; the key is heard right after."""
+    run = loop()
+    run.model.bfloat16()
+    run.weights, handler = MasterWeights(run.model), signal.getsignal(signal.SIGINT)
+    for parameter in run.model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    weights.collect_gradients()
-    before, step = [p.clone() for p in model.parameters()], weights.adamw.step
-    weights.adamw.step = lambda: (step(), signal.raise_signal(signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt):
-        weights.step(lr=0.1, max_grad_norm=1.0)
-    assert all((p != b).any() for p, b in zip(model.parameters(), before, strict=True))
-    assert all(torch.equal(p, m.bfloat16()) for p, m in zip(model.parameters(), weights.masters, strict=True))
-    assert all(m.grad is None for m in weights.masters)
+    run.weights.collect_gradients()
+    before, step = [p.clone() for p in run.model.parameters()], run.weights.adamw.step
+    run.weights.adamw.step = lambda: (step(), signal.raise_signal(number))
+    with pytest.raises(KeyboardInterrupt), train.terminable():
+        train.take_step(run, 1, {"lr": 0.1, "stepped": True}, [])
+    assert all((p != b).any() for p, b in zip(run.model.parameters(), before, strict=True))
+    pairs = zip(run.model.parameters(), run.weights.masters, strict=True)
+    assert all(torch.equal(p, m.bfloat16()) and m.grad is None for p, m in pairs)
+    assert run.step == 1 and run.intact and run.figures["grad_norm"] > 0
     assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_a_checkpoint_replaces_the_last_one_whole_even_under_ctrl_c(loop, monkeypatch):
     """The newest weights with their tokenizer, or the old folder; never a half-written one."""
     run = loop()
-    train.save(run, "after step 1")
+    train.save(run)
     run.model.lm_head.weight.data += 1
+    run.step = 1
     monkeypatch.setattr(run.tokenizer, "save", lambda folder: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
-        train.save(run, "after step 1")
+        train.save(run)
     saved = Decoder.from_pretrained(run.log.folder / "checkpoint")
     assert torch.equal(saved.lm_head.weight, run.model.lm_head.weight)
     assert not (run.log.folder / "checkpoint.partial").exists()
@@ -490,11 +473,11 @@ def test_the_settings_reach_what_is_loaded(checkpoint, tmp_path, monkeypatch):
     """Each split in its place, the dtype, the prompt and the layers that were asked for."""
     monkeypatch.setattr(train.data, "load", lambda name, split, folder: [data.Problem(f"{name}, {split}", "7", "7")])
     flags = {"dtype": "bfloat16", "prompt_template": "Q: {question}", "valid_layers": "2-3", "device": "cpu"}
-    run = train.set_up(Settings(model=str(checkpoint), out=str(tmp_path / "out"), dataset="gsm8k", **flags))
+    run = train.set_up({"model": str(checkpoint), "out": str(tmp_path / "out"), "dataset": "gsm8k"} | flags)
     assert run.valid == [2, 3]
     assert run.model.lm_head.weight.dtype == torch.bfloat16 and run.tokenizer.template == "Q: {question}"
     assert [p.question for p in run.train + run.tests["test"]] == ["gsm8k, train", "gsm8k, test"]
-    run = train.set_up(Settings(model=str(checkpoint), out=str(tmp_path / "arith"), valid_layers="2-3"))
+    run = train.set_up({"model": str(checkpoint), "out": str(tmp_path / "arith"), "valid_layers": "2-3"})
     assert {split: [p.question for p in problems] for split, problems in run.tests.items()} == {
         split: [f"arith, {split}"] for split in ("test", "wordings")
     }
@@ -519,7 +502,7 @@ def test_a_prompt_too_long_is_refused_in_either_split(checkpoint, tmp_path, monk
         train.data, "load", lambda name, split, folder: [data.Problem("x" * (5000 if split == long else 1), "7", "7")]
     )
     with pytest.raises(ValueError, match="longest prompt"):
-        train.set_up(Settings(model=str(checkpoint), out=str(tmp_path / "out"), device="cpu"))
+        train.set_up({"model": str(checkpoint), "out": str(tmp_path / "out"), "device": "cpu"})
 
 
 # ---- whole runs, on a small model with random weights

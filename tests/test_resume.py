@@ -1,0 +1,309 @@
+"""Nothing lost: a run that is stopped at any moment and resumed is, bit by bit, the run that was never stopped."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import pay
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+import checkpoint as saving
+import train
+from model import Decoder
+
+FLAGS = [
+    *"--device cpu --dtype bfloat16 --warmup-epochs 1 --warmup-batch 8 --warmup-lr 0.001 --steps 4".split(),
+    *"--prompts 2 --samples 3 --max-new-tokens 4 --lr 0.001 --eval-every 2 --eval-problems 2 --save-every 2".split(),
+]
+
+
+class Killed(BaseException):
+    """What stands for SIGKILL: it passes everything, and nothing is saved after it."""
+
+
+@pytest.fixture(autouse=True)
+def small_and_easy(monkeypatch):
+    """Twenty problems of each split, and a reward that a random model earns now and then."""
+    load = train.data.load
+    monkeypatch.setattr(train.data, "load", lambda *given: load(*given)[:20])
+    pay(monkeypatch, lambda text, p, g: len(text) % 2 == 0)
+
+
+@pytest.fixture(scope="module")
+def whole_run(checkpoint, tmp_path_factory):
+    """The same run without a stop, made once."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        load = train.data.load
+        monkeypatch.setattr(train.data, "load", lambda *given: load(*given)[:20])
+        pay(monkeypatch, lambda text, p, g: len(text) % 2 == 0)
+        assert train.main([*FLAGS, "--model", str(checkpoint), "--out", str(out)]) == 0
+    rows = untimed(out)
+    assert [row["step"] for row in rows] == [1, 2, 3, 0, 1, 2, 3, 4] and any(row["stepped"] for row in rows[4:])
+    return out
+
+
+def untimed(out: Path) -> list[dict]:
+    """metrics.jsonl without what a clock says."""
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if "second" not in k} for row in rows]
+
+
+def assert_same(out: Path, reference: Path) -> None:
+    assert untimed(out) == untimed(reference)
+    assert (out / "samples.jsonl").read_bytes() == (reference / "samples.jsonl").read_bytes()
+    for name in ("model.safetensors", "training/optimizer.safetensors"):
+        one, other = (load_file(folder / "checkpoint" / name) for folder in (out, reference))
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one), name
+
+
+def strike(monkeypatch, place, name: str, call: int, error: BaseException) -> None:
+    """The call-th call of place.name raises, once."""
+    calls, original = [], getattr(place, name)
+
+    def struck(*arguments, **keywords):
+        calls.append(1)
+        if len(calls) == call:
+            if isinstance(error, Killed):
+                monkeypatch.setattr(train, "save", lambda run: None)
+            raise error
+        return original(*arguments, **keywords)
+
+    monkeypatch.setattr(place, name, struck)
+
+
+MOMENTS = [  # where, and which call: the warm-up has 3 steps and 2 checkpoints, then come step 0 and 4 steps
+    (train, "completion_logprobs", 3),  # the last step of the warm-up, after a checkpoint
+    (train, "evaluate", 4),  # step 0: the last split
+    (train, "generate", 1),
+    (train, "generate", 3),  # the full model's rollout at the evaluation of step 2
+    (train, "evaluate", 6),  # after step 2, which is taken, in the middle of its evaluation
+    (saving.MasterWeights, "collect_gradients", 4),
+    (train.Log, "write", 6),
+    (train.Decoder, "save_pretrained", 4),
+    (saving, "save_file", 4),
+    (saving.os, "replace", 4),  # the old checkpoint is still there, the new one is whole
+    (saving.os, "replace", 5),  # between the two
+    (saving.shutil, "rmtree", 11),
+]
+
+
+@pytest.mark.parametrize("place, name, call", MOMENTS, ids=lambda value: getattr(value, "__name__", str(value)))
+def test_a_run_killed_at_any_moment_goes_on_as_if_it_had_not_been(
+    checkpoint, whole_run, tmp_path, monkeypatch, place, name, call
+):
+    """Weights, moments, metrics and samples, with float32 masters beside bfloat16 weights; in the warm-up as well."""
+    out = str(tmp_path / "out")
+    with monkeypatch.context() as context, pytest.raises(Killed):
+        strike(context, place, name, call, Killed())
+        train.main([*FLAGS, "--model", str(checkpoint), "--out", out])
+    assert train.main(["--out", out, "--resume"]) == 0
+    assert_same(Path(out), whole_run)
+    assert not (Path(out) / "checkpoint.partial").exists()
+
+
+@pytest.mark.parametrize(
+    "moment, error, status",
+    [
+        (0, KeyboardInterrupt(), 130),
+        (2, saving.Terminated(), 143),
+        (3, MemoryError(), 1),
+        (4, KeyboardInterrupt(), 130),
+        (4, saving.Terminated(), 143),
+        (5, RuntimeError("CUDA out of memory"), 1),
+    ],
+)
+def test_ctrl_c_sigterm_and_want_of_memory_lose_no_step(
+    checkpoint, whole_run, tmp_path, monkeypatch, capsys, moment, error, status
+):
+    """What was computed is saved, a step whose evaluation was cut short included, and the run goes on from there."""
+    out = str(tmp_path / "out")
+    with monkeypatch.context() as context:
+        strike(context, *MOMENTS[moment], error)
+        assert train.main([*FLAGS, "--model", str(checkpoint), "--out", out, "--save-every", "1000"]) == status
+    state = json.loads((tmp_path / "out" / "checkpoint" / "training" / "state.json").read_text())
+    assert f"step {state['step']})" in capsys.readouterr().out.splitlines()[-1]
+    assert train.main(["--out", out, "--resume"]) == 0
+    assert_same(tmp_path / "out", whole_run)
+
+
+def test_a_run_that_is_complete_stays_as_it_is(whole_run, capsys):
+    """To resume it prints the report again, and nothing else happens."""
+    before = {path: path.stat().st_mtime_ns for path in whole_run.rglob("*") if path.name != "curve.png"}
+    assert train.main(["--out", str(whole_run), "--resume"]) == 0
+    assert "accuracy" in capsys.readouterr().out
+    after = {path: path.stat().st_mtime_ns for path in whole_run.rglob("*") if path.is_file()}
+    assert all(after[path] == time for path, time in before.items() if path.name.endswith(("tensors", "config.json")))
+
+
+def test_the_last_checkpoints_are_kept_and_each_can_be_gone_back_to(checkpoint, whole_run, tmp_path):
+    """checkpoint is the last, checkpoint-STEP those before it: whole folders, under the names of their steps."""
+    out = tmp_path / "out"
+    assert train.main([*FLAGS, "--model", str(checkpoint), "--out", str(out), "--keep", "4", "--save-every", "1"]) == 0
+    assert sorted(path.name for path in out.glob("checkpoint*")) == [
+        *("checkpoint", "checkpoint-1", "checkpoint-2", "checkpoint-3")
+    ]
+    assert sorted(path.name for path in whole_run.glob("checkpoint*")) == ["checkpoint", "checkpoint-2"]
+    shutil.rmtree(out / "checkpoint")
+    os.replace(out / "checkpoint-2", out / "checkpoint")
+    assert train.main(["--out", str(out), "--resume"]) == 0
+    assert_same(out, whole_run)
+
+
+def test_a_checkpoint_is_a_folder_that_others_load(whole_run):
+    """What a resume needs lies in a folder of its own: servers read every *.safetensors beside config.json."""
+    assert [path.name for path in (whole_run / "checkpoint").glob("*.safetensors")] == ["model.safetensors"]
+    assert Decoder.from_pretrained(whole_run / "checkpoint").config.num_hidden_layers == 4
+
+
+@pytest.fixture
+def stopped(checkpoint, tmp_path, monkeypatch) -> Path:
+    """A run that was stopped in its second reinforced step."""
+    with monkeypatch.context() as context:
+        strike(context, train, "generate", 2, KeyboardInterrupt())
+        assert train.main([*FLAGS, "--model", str(checkpoint), "--out", str(tmp_path / "out")]) == 130
+    return tmp_path / "out"
+
+
+def files(folder: Path) -> dict:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--lr", "0.5"], "--lr 0.5: the run in .* has 0.001"),
+        (["--model", "another"], "--model 'another': the run in"),
+        (["--steps", "50"], "--steps 50"),
+        (["--seed", "1"], "--seed 1"),
+    ],
+)
+def test_a_resume_with_another_setting_is_refused(stopped, capsys, flags, said):
+    """It would be neither the old run nor a new one; nothing is written."""
+    before = files(stopped)
+    assert train.main(["--out", str(stopped), "--resume", *flags]) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert re.search(said, line)
+    assert files(stopped) == before
+
+
+def test_a_resume_with_the_same_settings_said_again_is_the_same(stopped, checkpoint, whole_run):
+    """The command line of the shell's history, with --resume at its end."""
+    assert train.main([*FLAGS, "--model", str(checkpoint), "--out", str(stopped), "--resume"]) == 0
+    assert_same(stopped, whole_run)
+
+
+def spoil_optimizer(out: Path) -> None:
+    path = out / "checkpoint" / "training" / "optimizer.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def another_model(out: Path) -> None:
+    path = out / "checkpoint" / "training" / "optimizer.safetensors"
+    save_file({name: torch.zeros(3) for name in load_file(path)}, path)
+
+
+@pytest.mark.parametrize(
+    "spoil, said",
+    [
+        (spoil_optimizer, "not the state of this run's model"),
+        (another_model, "not the state of this run's model"),
+        (lambda out: (out / "checkpoint/training/state.json").write_text("{}"), "not the state of this run's model"),
+        (lambda out: (out / "checkpoint/training/state.json").unlink(), "state.json is not there"),
+        (lambda out: (out / "metrics.jsonl").write_text(""), "metrics.jsonl: shorter than"),
+        (lambda out: (out / "config.json").write_text('{"speed": 3}'), "not the settings of a run"),
+        (lambda out: (out / "config.json").write_text('{"lr": -1}'), "--lr is -1"),
+        (lambda out: (out / "config.json").unlink(), "no run in"),
+        (lambda out: (out / "checkpoint/model.safetensors").write_bytes(b"x"), "model.safetensors"),
+    ],
+)
+def test_a_resume_from_files_that_are_broken_is_one_line_and_changes_nothing(stopped, capsys, spoil, said):
+    """Nothing in them is believed unseen, and what is left of the run is not made worse."""
+    spoil(stopped)
+    before = files(stopped)
+    capsys.readouterr()
+    assert train.main(["--out", str(stopped), "--resume"]) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ") and said in line
+    assert files(stopped) == before
+
+
+def test_a_resume_with_other_problems_is_refused(stopped, monkeypatch, capsys):
+    """Steps draw problems by their number; of another file they would be others."""
+    load = train.data.load
+    monkeypatch.setattr(train.data, "load", lambda *given: load(*given)[1:])
+    assert train.main(["--out", str(stopped), "--resume"]) == 2
+    assert "the problems of arith are not those" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [["--resume"], ["--resume", "--out", "nowhere"]])
+def test_a_resume_of_nothing_is_refused(flags, tmp_path, monkeypatch, capsys):
+    """A mistyped folder must not begin a new run."""
+    monkeypatch.chdir(tmp_path)
+    assert train.main(flags) == 2
+    assert "--resume" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
+def test_another_number_of_threads_is_said(stopped, whole_run):
+    """Sums are split among threads, so that their rounding differs: exact no longer, and the user should know."""
+    path = stopped / "checkpoint" / "training" / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"threads": 99}))
+    with pytest.warns(UserWarning, match="99 threads"):
+        assert train.main(["--out", str(stopped), "--resume"]) == 0
+
+
+@pytest.mark.parametrize("error", [OSError, SafetensorError])
+def test_a_full_disk_keeps_the_checkpoint_before(checkpoint, whole_run, tmp_path, monkeypatch, capsys, error):
+    """One line; and once there is room the run goes on."""
+    out = str(tmp_path / "out")
+    with monkeypatch.context() as context:
+        strike(context, saving, "save_file", 3, error("No space left on device"))
+        assert train.main([*FLAGS, "--model", str(checkpoint), "--out", out]) == 1
+    captured = capsys.readouterr()
+    assert "No space left on device" in captured.err and "(after warm-up step 3)" in captured.out.splitlines()[-1]
+    assert not (tmp_path / "out" / "checkpoint.partial").exists(), "room for the next try"
+    assert train.main(["--out", out, "--resume"]) == 0
+    assert_same(tmp_path / "out", whole_run)
+
+
+@pytest.mark.slow
+def test_sigkill_at_random_moments_of_the_real_process(tmp_path):
+    """The embedded model, `python train.py` itself, twelve times SIGKILL: the same weights and metrics in the end."""
+    root = Path(__file__).resolve().parents[1]
+    flags = "--steps 14 --prompts 4 --eval-every 3 --eval-problems 20 --save-every 1 --warmup-epochs 1".split()
+    flags += ["--warmup-batch", "400"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def start(out: str, *more: str) -> subprocess.Popen:
+        command = [sys.executable, str(root / "train.py"), *more, "--out", str(tmp_path / out)]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+
+    assert start("whole", *flags).wait() == 0
+    rng, kills, more = random.Random(0), 0, flags
+    while True:
+        process, size = start("killed", *more), 0
+        metrics = tmp_path / "killed" / "metrics.jsonl"
+        began = metrics.stat().st_size if metrics.exists() else 0
+        while process.poll() is None and kills < 12:  # it has taken a step of its own: now any moment will do
+            size = metrics.stat().st_size if metrics.exists() else 0
+            if size != began:
+                time.sleep(rng.uniform(0.0, 0.6))
+                process.send_signal(signal.SIGKILL)
+                kills += process.wait() == -signal.SIGKILL
+                break
+            time.sleep(0.01)
+        if process.wait() == 0:
+            break
+        more = ["--resume"] if (tmp_path / "killed" / "config.json").exists() else flags
+    assert kills >= 10
+    assert_same(tmp_path / "killed", tmp_path / "whole")
