@@ -39,6 +39,15 @@ def test_functions_and_tests_that_the_equations_point_to_exist():
         assert (ROOT / "tests" / name).is_file(), name
 
 
+def test_every_trouble_has_its_test():
+    """A row of docs/troubles.md is a promise."""
+    rows = (ROOT / "docs" / "troubles.md").read_text(encoding="utf-8").partition("|---|")[2].splitlines()[1:]
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    for row in filter(None, rows[: rows.index("")]):
+        names = re.findall(r"`(test_\w+)`", row.split("|")[4])
+        assert names and all(f"def {name}(" in tests for name in names), row
+
+
 def test_every_metric_is_defined_and_nothing_else():
     """One line each in docs/method.md."""
     table = METHOD.partition("## Metrics")[2].partition("##")[0]

@@ -628,6 +628,65 @@ def test_an_untruncated_weight_that_overflows_stops_the_run_and_names_its_logari
     assert re.search(r"^error: .*log W = \d+\.\d; give a cap", capsys.readouterr().err, re.M)
 
 
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_ratios_that_are_not_finite_stop_the_run(run, easy_reward, monkeypatch, capsys, wrong):
+    """No weight can be made of them, and a diagnostic of NaN would be the only trace."""
+    monkeypatch.setattr(train, "log_ratio", lambda target, behaviour, mask: torch.where(mask, wrong, 0.0))
+    status, out = run("--gradient", "on-policy")
+    assert status == 1 and Decoder.from_pretrained(out / "checkpoint")
+    assert "log-probabilities are not finite; the last good checkpoint is kept" in capsys.readouterr().err
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_step(run, easy_reward, monkeypatch, capsys, checkpoint):
+    """Clipping would divide by it and spread it over all weights."""
+    original = MasterWeights.collect_gradients
+
+    def collect_gradients(self):
+        original(self)
+        self.masters[3].grad[0] = math.inf
+
+    monkeypatch.setattr(MasterWeights, "collect_gradients", collect_gradients)
+    status, out = run()
+    assert status == 1 and "error: the gradient's norm is inf" in capsys.readouterr().err
+    trained, initial = Decoder.from_pretrained(out / "checkpoint"), Decoder.from_pretrained(checkpoint)
+    assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), initial.parameters(), strict=True))
+
+
+def test_completions_that_are_all_cut_off_earn_nothing(run, checkpoint):
+    """An answer that may go on is no answer, right as it may look."""
+    status, out = run("--max-new-tokens", "1")
+    assert status == 0
+    for row in metrics(out)[1:]:
+        assert row["cut_off"] > 0.5 and row["mean_length"] == 1
+        assert row["reward"] == 0
+
+
+def test_completions_that_end_at_once_are_completions(loop, paid, monkeypatch):
+    """The end token alone: T = 1, and it has a ratio, a gradient and an entropy like every other token."""
+    run = loop(steps=2, lr=0.01)
+    generate = train.generate
+    monkeypatch.setattr(train, "generate", lambda *a, **k: generate(*a[:4], list(range(29)), **k))  # any token ends
+    before = run.model.lm_head.weight.clone()
+    train.reinforce(run)
+    for row in metrics(run.log.folder):
+        assert row["mean_length"] == 1 and row["cut_off"] == 0 and row["stepped"] and 0 < row["acceptance"] < 1
+    assert not torch.equal(run.model.lm_head.weight, before)
+
+
+def test_a_vocabulary_larger_than_the_tokenizer_s_is_sampled_whole(run, checkpoint, tmp_path):
+    """Checkpoints are padded to round sizes. Ids beyond the tokenizer's decode to nothing; ratios stay those of the
+    whole vocabulary."""
+    model = Decoder.from_pretrained(checkpoint)
+    config = json.loads((checkpoint / "config.json").read_text())
+    padded = Decoder(type(model.config).from_dict(config | {"vocab_size": 2 * model.config.vocab_size}))
+    padded.save_pretrained(tmp_path / "padded")
+    train.Tokenizer(checkpoint).save(tmp_path / "padded")
+    status, out = run("--model", str(tmp_path / "padded"), "--skip-ratio", "0")
+    assert status == 0
+    row = metrics(out)[1]
+    assert row["acceptance"] == pytest.approx(1, abs=1e-4) and row["entropy"] > math.log(1.8 * model.config.vocab_size)
+
+
 def test_a_model_that_is_not_finite_from_the_start_leaves_no_checkpoint(run, checkpoint, tmp_path, capsys):
     """There is no good one."""
     model = Decoder.from_pretrained(checkpoint)
@@ -649,6 +708,18 @@ def test_a_full_disk_is_one_line(run, monkeypatch, capsys):
     status, out = run()
     assert status == 1 and not (out / "checkpoint").exists()
     assert "No space left" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_read_only_folder_is_one_line(run, tmp_path, monkeypatch, capsys):
+    """Said before anything is computed."""
+
+    def mkdir(self, *arguments, **keywords):
+        raise OSError(30, "Read-only file system", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    status, out = run()
+    assert status == 1 and not out.exists()
+    assert re.fullmatch(r"error: .*Read-only file system: .*out'", capsys.readouterr().err.strip())
 
 
 def interrupt_in_step_2(monkeypatch, error):
