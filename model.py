@@ -1,6 +1,6 @@
 """The decoder: Llama (2, 3, SmolLM2, TinyLlama), Qwen2/Qwen2.5 and Qwen3, by hand, with a cache and layer skipping.
 
-Reading order: `Decoder.forward` first, then `Block`, `Attention`, `KVCache`; loading and saving are at the end. Names
+Reading order: `Decoder.hidden` first, then `Block`, `Attention`, `KVCache`; loading and saving are at the end. Names
 of parameters and of configuration keys are Hugging Face's, so a checkpoint needs no mapping. Definitions of the method:
 D1 (a layer is a whole `Block`) and D3 (a skipped block is the identity). Lines that exist for skipping carry `# SKIP`.
 
@@ -166,21 +166,25 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
 
 
 class KVCache:
-    """Keys and values of the tokens seen so far, allocated once; the model's forward writes to it and advances it.
+    """Keys and values of the tokens seen so far; the model's forward writes to it and advances it.
 
     A row's tokens end at column `length` whatever their number: row b starts with padding[b] unused columns.
     Skipped layers have no storage.  A cache belongs to one skip mask, since prefill and decoding must not mix two.
 
-    model: the Decoder (for its sizes, dtype and device); batch_size, max_length: rows and columns to allocate;
+    model: the Decoder (for its sizes, dtype and device); batch_size, max_length: rows and columns to allocate, once;
     skip: as in `Decoder.forward`; padding: (B,) int64 or None for none.
+    With max_length None nothing is allocated or overwritten: each update makes new tensors, and gradients flow through.
     """
 
-    def __init__(self, model: "Decoder", batch_size: int, max_length: int, skip=None, padding: Tensor | None = None):
+    def __init__(
+        self, model: "Decoder", batch_size: int, max_length: int | None, skip=None, padding: Tensor | None = None
+    ):
         config, weight = model.config, model.lm_head.weight
         self.skip = tuple(skip) if skip is not None else (False,) * config.num_hidden_layers  # SKIP
         self.padding = padding.clone() if padding is not None else None  # keep_rows writes to it
         self.length = 0
-        shape = (batch_size, config.num_key_value_heads, max_length, config.head_dim)
+        self.grows = max_length is None
+        shape = (batch_size, config.num_key_value_heads, max_length or 0, config.head_dim)
         self.layers = [
             None if skipped else (weight.new_empty(shape), weight.new_empty(shape))  # SKIP
             for skipped in self.skip
@@ -190,15 +194,18 @@ class KVCache:
         """Writes the new (B, K, T, D) behind the old ones and returns all of the layer's, (B, K, S, D)."""
         end = self.length + k.shape[2]
         keys, values = self.layers[layer]
+        if self.grows:
+            self.layers[layer] = torch.cat((keys, k), dim=2), torch.cat((values, v), dim=2)
+            return self.layers[layer]
         if end > keys.shape[2]:
             raise ValueError(f"the cache holds {keys.shape[2]} tokens a row; {end} were asked for")
         keys[:, :, self.length : end] = k
         values[:, :, self.length : end] = v
         return keys[:, :, :end], values[:, :, :end]
 
-    def repeat_rows(self, copies: int) -> None:
-        """Each row `copies` times, in order: a prompt is prefilled once and serves its whole group."""
-        self._map(lambda stored: stored.repeat_interleave(copies, dim=0))
+    def copy_rows(self, rows: Tensor) -> None:
+        """Row i becomes a copy of row rows[i]: a prompt is read once and serves its whole group."""
+        self._map(lambda stored: stored.index_select(0, rows))
 
     def keep_rows(self, rows: Tensor) -> None:
         """Row i becomes what row rows[i] was, for i < len(rows); the others leave.
@@ -335,10 +342,18 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """tokens (B, T) int64 -> logits (B, T, V), of the token that follows each.
 
+        cache, skip: as in `hidden`.
+        logits_for: (B, T) bool; only these positions' logits are computed and returned, (n, V) in row-major order.
+        """
+        x = self.hidden(tokens, cache, skip)  # (B, T, C)
+        return self.lm_head(x if logits_for is None else x[logits_for])
+
+    def hidden(self, tokens: Tensor, cache: KVCache | None = None, skip=None) -> Tensor:
+        """tokens (B, T) int64 -> what `lm_head` makes the logits of, (B, T, C).
+
         cache: what came before; rows are read behind it, and it is advanced by T.  Without a cache every row starts at
             position 0, and shorter rows are padded on the right with anything.
         skip: L bools, True = the block is skipped, that is the identity (D3); None skips nothing.
-        logits_for: (B, T) bool; only these positions' logits are computed and returned, (n, V) in row-major order.
         """
         T, L = tokens.shape[1], self.config.num_hidden_layers
         skip = (False,) * L if skip is None else tuple(skip)  # SKIP
@@ -357,9 +372,7 @@ class Decoder(nn.Module):
         if cache is not None:
             cache.length += T
 
-        if logits_for is not None:
-            x = x[logits_for]  # (n, C)
-        return self.lm_head(self.model.norm(x))
+        return self.model.norm(x)
 
     @classmethod
     def from_pretrained(cls, folder_or_hub_id: str | Path, dtype=torch.float32, device="cpu") -> "Decoder":

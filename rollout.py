@@ -2,7 +2,8 @@
 
 `generate` is the fast sampler: a batch, a key/value cache, finished rows leave. `generate_naive` is what it computes,
 written as plainly as it can be: one row at a time, no cache. Tests hold the two equal token for token.
-`completion_logprobs` gives the same completions' log-probabilities in one teacher-forced pass, differentiable.
+`completion_logprobs` gives the same completions' log-probabilities in a teacher-forced pass, differentiable, and
+`completion_logprobs_naive` is what that computes. Both fast ones read a prompt once for all its completions.
 
 Both the target π and the nested η are the softmax of logits/τ over the whole vocabulary: no top-k and no top-p, else
 the ratios of the method would be wrong. The end token is an action like any other: it has its place in tokens, mask and
@@ -18,8 +19,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from model import Decoder, KVCache
+
+CHUNK = 512  # tokens whose logits exist at a time while completions are scored
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,13 @@ def generate(
     eos = torch.tensor(sorted(eos_ids), device=device)
     rollout = empty_rollout(model, prompts, n_samples, T)
 
-    logits, cache = prefill(model, prompts, max_new_tokens, skip)  # (P, V)
-    logits = logits.repeat_interleave(n_samples, dim=0)  # (N, V)
-    cache.repeat_rows(n_samples)
+    x, cache = read_prompts(model, prompts, max_new_tokens, skip)  # (P, C)
+    logits = model.lm_head(x)  # (P, V)
+    if not logits.isfinite().all():
+        raise FloatingPointError("the model's logits are not finite")
+    of_prompt = torch.arange(len(prompts), device=device).repeat_interleave(n_samples)  # (N,)
+    logits = logits[of_prompt]  # (N, V)
+    cache.copy_rows(of_prompt)
     rows = torch.arange(N)  # which completion each row of the shrinking batch is
     for t in range(T):
         token, logprob = sample(logits, uniforms[rows, t], temperature)  # (n,) each
@@ -108,26 +116,52 @@ def generate_naive(model, prompts, n_samples, max_new_tokens, eos_ids, temperatu
 def completion_logprobs(
     model: Decoder, prompts: list[list[int]], tokens: Tensor, mask: Tensor, temperature: float = 1.0, skip=None
 ) -> tuple[Tensor, Tensor]:
-    """log π of given completions in one teacher-forced pass, differentiable, and π's entropy at each token, detached.
+    """log π of given completions, differentiable, and π's entropy at each token, detached.
 
     prompts: n lists; tokens, mask: (n, T) as in `Rollout` -> (n, T) each, 0 outside the mask.
+    Rows with the same prompt share one pass over it; gradients flow back through its keys and values.
     """
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    width = int((lengths + mask.sum(dim=1).cpu()).max())
-    sequences = torch.zeros((len(prompts), width), dtype=torch.int64)  # padded on the right: no row looks there
-    predicts = torch.zeros((len(prompts), width), dtype=torch.bool)  # the positions whose next token is in the mask
-    for row, prompt in enumerate(prompts):
-        completion = tokens[row, mask[row]].cpu()
-        end = len(prompt) + len(completion)
-        sequences[row, :end] = torch.cat((torch.tensor(prompt), completion))
-        predicts[row, len(prompt) - 1 : end - 1] = True
-    logits = model(sequences.to(tokens.device), skip=skip, logits_for=predicts.to(tokens.device))  # (m, V)
-    logprobs = log_softmax(logits, temperature)
-    with torch.no_grad():
-        entropy = -(logprobs.exp() * logprobs).sum(dim=-1)  # (m,)
-    chosen = logprobs.gather(1, tokens[mask][:, None])[:, 0]  # (m,)
-    zeros = torch.zeros(mask.shape, dtype=chosen.dtype, device=chosen.device)
-    return zeros.masked_scatter(mask, chosen), zeros.masked_scatter(mask, entropy)
+    index = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    of_prompt = torch.tensor([index[tuple(prompt)] for prompt in prompts], device=tokens.device)  # (n,)
+    tokens, width = tokens.where(mask, 0), int(mask.any(dim=0).sum())
+
+    x, cache = read_prompts(model, [list(prompt) for prompt in index], None, skip)  # what follows is the first token
+    x = x[of_prompt][:, None]  # (n, 1, C)
+    if width > 1:
+        cache.copy_rows(of_prompt)
+        x = torch.cat((x, model.hidden(tokens[:, : width - 1], cache, skip)), dim=1)  # (n, width, C)
+    logprobs, entropy = score_tokens(model, x[mask[:, :width]], tokens[mask], temperature)  # (m,) each
+    zeros = torch.zeros(mask.shape, dtype=logprobs.dtype, device=logprobs.device)
+    return zeros.masked_scatter(mask, logprobs), zeros.masked_scatter(mask, entropy)
+
+
+def score_tokens(model: Decoder, x: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """x (m, C), one target each -> their log-probabilities (m,), and the entropies (m,), detached.
+
+    In chunks whose logits are computed again in the backward pass: (m, V) would be the largest tensor of all.
+    """
+
+    def score(x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logprobs = log_softmax(model.lm_head(x), temperature)  # (chunk, V)
+        with torch.no_grad():
+            entropy = -(logprobs.exp() * logprobs).sum(dim=-1)
+        return logprobs.gather(1, targets[:, None])[:, 0], entropy
+
+    chunks = zip(x.split(CHUNK), targets.split(CHUNK), strict=True)
+    scored = [checkpoint(score, *chunk, use_reentrant=False) for chunk in chunks]
+    return tuple(torch.cat(parts) for parts in zip(*scored, strict=True))
+
+
+def completion_logprobs_naive(model, prompts, tokens, mask, temperature=1.0, skip=None) -> tuple[Tensor, Tensor]:
+    """The specification of `completion_logprobs`: each row alone, prompt and completion in one sequence."""
+    logprobs, entropies = [], []
+    for prompt, completion in zip(prompts, (row[kept] for row, kept in zip(tokens, mask, strict=True)), strict=True):
+        sequence = torch.cat((torch.tensor(prompt, device=tokens.device), completion))
+        every = log_softmax(model(sequence[None], skip=skip)[0, len(prompt) - 1 : -1], temperature)  # (T, V)
+        logprobs.append(every.gather(1, completion[:, None])[:, 0])
+        entropies.append(-(every.exp() * every).sum(dim=-1).detach())
+    zeros = torch.zeros(mask.shape, dtype=logprobs[0].dtype, device=tokens.device)
+    return zeros.masked_scatter(mask, torch.cat(logprobs)), zeros.masked_scatter(mask, torch.cat(entropies))
 
 
 def pack(completions: list[list[int]], device) -> tuple[Tensor, Tensor]:
@@ -149,19 +183,16 @@ def empty_rollout(model: Decoder, prompts: list[list[int]], n_samples: int, max_
     )
 
 
-def prefill(model: Decoder, prompts: list[list[int]], max_new_tokens: int, skip) -> tuple[Tensor, KVCache]:
-    """Reads P prompts, padded on the left: the logits of the first new token (P, V), and a cache with room to go on."""
+def read_prompts(model: Decoder, prompts: list[list[int]], max_new_tokens: int | None, skip) -> tuple[Tensor, KVCache]:
+    """P prompts, padded on the left -> the hidden state from which the next token is predicted (P, C), and a cache
+    with room for max_new_tokens; None: a cache for one more pass, through which gradients flow."""
     device = model.lm_head.weight.device
     longest = max(map(len, prompts))
     padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
     tokens = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
-    cache = KVCache(model, len(prompts), longest + max_new_tokens - 1, skip, padding if padding.any() else None)
-    last = torch.zeros(tokens.shape, dtype=torch.bool, device=device)
-    last[:, -1] = True
-    logits = model(tokens, cache=cache, skip=skip, logits_for=last)
-    if not logits.isfinite().all():
-        raise FloatingPointError("the model's logits are not finite")
-    return logits, cache
+    room = None if max_new_tokens is None else longest + max_new_tokens - 1
+    cache = KVCache(model, len(prompts), room, skip, padding if padding.any() else None)
+    return model.hidden(tokens, cache, skip)[:, -1], cache
 
 
 def survivors(done: Tensor) -> Tensor:

@@ -258,9 +258,11 @@ def accumulate_gradient(
 
 
 def micro_batches(rollout: Rollout, advantages: Tensor, size: int) -> list[tuple[list[int], bool]]:
-    """Rows of similar length together, with and without a signal apart: (rows, whether they have a gradient)."""
-    lengths = [len(prompt) + n for prompt, n in zip(rollout.prompts, rollout.mask.sum(dim=1).tolist(), strict=True)]
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    """(rows, whether they have a gradient): completions of a prompt stand together, for they share its pass, and by
+    length; those with and without a signal apart."""
+    prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, rollout.prompts)))}
+    lengths = rollout.mask.sum(dim=1).tolist()
+    order = sorted(range(len(lengths)), key=lambda row: (prompts[tuple(rollout.prompts[row])], lengths[row]))
     batches = []
     for has_signal in (True, False):
         rows = [row for row in order if bool(advantages[row]) == has_signal]

@@ -253,7 +253,7 @@ def test_repeated_rows_are_the_prompt_prefilled_as_many_times(model):
     skip = (False, True, False, False)
     next_tokens = some_tokens(15, 2, seed=1)
     cache = prefilled(model, skip)
-    cache.repeat_rows(3)
+    cache.copy_rows(torch.arange(5).repeat_interleave(3))
     expected = cached_logits(model, next_tokens, 1, skip, prefilled(model, skip, copies=3))
     torch.testing.assert_close(cached_logits(model, next_tokens, 1, skip, cache), expected, **EXACT)
 

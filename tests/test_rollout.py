@@ -7,8 +7,17 @@ import pytest
 import torch
 from conftest import small_model
 
+import rollout as rollout_module
 from model import Decoder
-from rollout import completion_logprobs, generate, generate_naive, sample, survivors, uniform_streams
+from rollout import (
+    completion_logprobs,
+    completion_logprobs_naive,
+    generate,
+    generate_naive,
+    sample,
+    survivors,
+    uniform_streams,
+)
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11], [3, 3]]
 EOS = [0, 12, 20]
@@ -93,8 +102,8 @@ def test_the_end_token_is_an_action(model):
 
 def test_a_prompt_is_prefilled_once_and_finished_rows_leave(model, monkeypatch):
     """What the sampler costs: P rows at first, then as many as are still unfinished."""
-    rows, forward = [], Decoder.forward
-    monkeypatch.setattr(Decoder, "forward", lambda self, x, *a, **k: rows.append(len(x)) or forward(self, x, *a, **k))
+    rows, hidden = [], Decoder.hidden
+    monkeypatch.setattr(Decoder, "hidden", lambda self, x, *a, **k: rows.append(len(x)) or hidden(self, x, *a, **k))
     rollout = generate(model, PROMPTS, 8, 24, EOS, seed=4)
     assert rows == [4] + rollout.mask.sum(dim=0).tolist()[1:]
 
@@ -144,6 +153,40 @@ def test_frequencies_are_the_probabilities(model):
     p = model(torch.tensor(PROMPTS[:1]))[0, -1].softmax(-1)
     frequency = torch.bincount(rollout.tokens[:, 0], minlength=29) / 2000
     assert ((frequency - p).abs() <= 5 * (p * (1 - p) / 2000).sqrt() + 1e-3).all()
+
+
+@pytest.mark.parametrize("prompts", [[0, 0, 0, 1, 1, 2], [2, 0, 1, 0, 2, 1], [1, 1, 1, 1, 1, 1]])
+@pytest.mark.parametrize("skip", [None, (False, True, False, True)])
+def test_completion_logprobs_and_their_gradients_are_the_naive_ones(model, monkeypatch, prompts, skip):
+    """Prompts shared by their groups, left padding, chunks of the head computed twice: the same numbers, and the same
+    gradient through the shared keys and values."""
+    monkeypatch.setattr(rollout_module, "CHUNK", 7)
+    prompts = [PROMPTS[i] for i in prompts]
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(0, 29, (6, 11), generator=generator)
+    mask = torch.arange(11) < torch.tensor([11, 4, 1, 7, 2, 9])[:, None]
+    upstream = torch.randn(6, 11, generator=generator, dtype=torch.float64)
+    results = []
+    for function in (completion_logprobs, completion_logprobs_naive):
+        model.zero_grad()
+        logprobs, entropy = function(model, prompts, tokens, mask, 0.7, skip)
+        (logprobs * upstream).sum().backward()
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+        results.append((logprobs.detach(), entropy, torch.cat([part.flatten() for part in parts])))
+        assert not entropy.requires_grad
+    for fast, naive in zip(*results, strict=True):
+        torch.testing.assert_close(fast, naive, rtol=1e-9, atol=1e-11)
+
+
+def test_rows_of_a_prompt_share_its_pass(model, monkeypatch):
+    """What scoring costs: each different prompt once, then the completions but for their last column."""
+    shapes, hidden = [], Decoder.hidden
+    monkeypatch.setattr(
+        Decoder, "hidden", lambda self, x, *a, **k: shapes.append(tuple(x.shape)) or hidden(self, x, *a, **k)
+    )
+    mask = torch.arange(9) < torch.tensor([5, 2, 6, 1])[:, None]
+    completion_logprobs(model, [[1, 2, 3], [4], [1, 2, 3], [4]], mask.long(), mask)
+    assert shapes == [(2, 3), (4, 5)]
 
 
 def test_completion_logprobs_and_entropy_by_hand(model):
