@@ -170,11 +170,15 @@ class KVCache:
 
     A row's tokens end at column `length` whatever their number: row b starts with padding[b] unused columns.
     Skipped layers have no storage.  A cache belongs to one skip mask, since prefill and decoding must not mix two.
+    Columns are allocated BLOCK at a time and attention goes over all of them, hidden ones too: products of a slice
+    would copy it first.
 
-    model: the Decoder (for its sizes, dtype and device); batch_size, max_length: rows and columns to allocate, once;
+    model: the Decoder (for its sizes, dtype and device); batch_size: rows; max_length: columns at most;
     skip: as in `Decoder.forward`; padding: (B,) int64 or None for none.
-    With max_length None nothing is allocated or overwritten: each update makes new tensors, and gradients flow through.
+    With max_length None nothing is overwritten: each update makes new tensors, and gradients flow through.
     """
+
+    BLOCK = 64
 
     def __init__(
         self, model: "Decoder", batch_size: int, max_length: int | None, skip=None, padding: Tensor | None = None
@@ -182,26 +186,35 @@ class KVCache:
         config, weight = model.config, model.lm_head.weight
         self.skip = tuple(skip) if skip is not None else (False,) * config.num_hidden_layers  # SKIP
         self.padding = padding.clone() if padding is not None else None  # keep_rows writes to it
-        self.length = 0
-        self.grows = max_length is None
-        shape = (batch_size, config.num_key_value_heads, max_length or 0, config.head_dim)
+        self.length = self.columns = 0  # written, and allocated
+        self.max_length = max_length
+        shape = (batch_size, config.num_key_value_heads, 0, config.head_dim)
         self.layers = [
             None if skipped else (weight.new_empty(shape), weight.new_empty(shape))  # SKIP
             for skipped in self.skip
         ]
 
+    def reserve(self, T: int) -> None:
+        """Makes room for T more tokens. ValueError if that is beyond max_length."""
+        end = self.length + T
+        if self.max_length is None:
+            self.columns = end
+            return
+        if end > self.max_length:
+            raise ValueError(f"the cache holds {self.max_length} tokens a row; {end} were asked for")
+        if end > self.columns:
+            self.columns = min(self.max_length, -(-end // self.BLOCK) * self.BLOCK)
+            self._map(lambda stored: F.pad(stored, (0, 0, 0, self.columns - stored.shape[2])), rows=False)
+
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Writes the new (B, K, T, D) behind the old ones and returns all of the layer's, (B, K, S, D)."""
-        end = self.length + k.shape[2]
         keys, values = self.layers[layer]
-        if self.grows:
+        if self.max_length is None:
             self.layers[layer] = torch.cat((keys, k), dim=2), torch.cat((values, v), dim=2)
             return self.layers[layer]
-        if end > keys.shape[2]:
-            raise ValueError(f"the cache holds {keys.shape[2]} tokens a row; {end} were asked for")
-        keys[:, :, self.length : end] = k
-        values[:, :, self.length : end] = v
-        return keys[:, :, :end], values[:, :, :end]
+        keys[:, :, self.length : self.length + k.shape[2]] = k
+        values[:, :, self.length : self.length + k.shape[2]] = v
+        return (keys, values) if self.length else (k, v)
 
     def copy_rows(self, rows: Tensor) -> None:
         """Row i becomes a copy of row rows[i]: a prompt is read once and serves its whole group."""
@@ -221,19 +234,19 @@ class KVCache:
 
         self._map(move)
 
-    def _map(self, change) -> None:
+    def _map(self, change, rows: bool = True) -> None:
         self.layers = [None if layer is None else tuple(map(change, layer)) for layer in self.layers]
-        if self.padding is not None:
+        if rows and self.padding is not None:
             self.padding = change(self.padding)
 
 
 def place(T: int, cache: KVCache | None, device) -> tuple[Tensor, Tensor | None]:
     """Where T new tokens stand in their rows, (B or 1, T), and which columns each sees, (B, 1, T, S); None: causal."""
     start = cache.length if cache is not None else 0
-    columns = torch.arange(start + T, device=device)
-    new = columns[None, start:]  # (1, T)
+    columns = torch.arange(cache.columns if start else T, device=device)  # (S,)
+    new = torch.arange(start, start + T, device=device)[None]  # (1, T)
     padding = cache.padding[:, None] if cache is not None and cache.padding is not None else None  # (B, 1)
-    if padding is None and (start == 0 or T == 1):
+    if padding is None and start == 0:
         return new, None
     visible = columns <= new[:, :, None]  # (1, T, S)
     if padding is None:
@@ -363,6 +376,8 @@ class Decoder(nn.Module):
             raise ValueError(f"the cache was made for the skip mask {cache.skip}; forward was given {skip}")
         x = self.model.embed_tokens(tokens)  # (B, T, C)
 
+        if cache is not None:
+            cache.reserve(T)
         positions, visible = place(T, cache, tokens.device)
         rotary = rotary_tables(self.config, positions, x.dtype)
         for layer, block in enumerate(self.model.layers):

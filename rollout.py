@@ -19,11 +19,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from model import Decoder, KVCache
 
-CHUNK = 512  # tokens whose logits exist at a time while completions are scored
+BLOCK = 256  # tokens of the vocabulary that sampling sums up first
+CHUNK = 128  # tokens whose logits exist at a time while completions are scored
 
 
 @dataclass(frozen=True)
@@ -130,26 +130,51 @@ def completion_logprobs(
     if width > 1:
         cache.copy_rows(of_prompt)
         x = torch.cat((x, model.hidden(tokens[:, : width - 1], cache, skip)), dim=1)  # (n, width, C)
-    logprobs, entropy = score_tokens(model, x[mask[:, :width]], tokens[mask], temperature)  # (m,) each
+    logprobs, entropy = ScoreTokens.apply(x[mask[:, :width]], model.lm_head.weight, tokens[mask], temperature)  # (m,)
     zeros = torch.zeros(mask.shape, dtype=logprobs.dtype, device=logprobs.device)
     return zeros.masked_scatter(mask, logprobs), zeros.masked_scatter(mask, entropy)
 
 
-def score_tokens(model: Decoder, x: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """x (m, C), one target each -> their log-probabilities (m,), and the entropies (m,), detached.
+class ScoreTokens(torch.autograd.Function):
+    """x (m, C), weight (V, C), targets (m,) -> log softmax(x weightᵀ/τ)[target] (m,), and the entropies (m,), detached.
 
-    In chunks whose logits are computed again in the backward pass: (m, V) would be the largest tensor of all.
+    The logits, (m, V), would be the largest tensor of all. They exist for CHUNK tokens at a time, and the backward pass
+    computes them again. With p the softmax, ∂ log p[target] / ∂ logits = (1[target] − p)/τ.
     """
 
-    def score(x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logprobs = log_softmax(model.lm_head(x), temperature)  # (chunk, V)
-        with torch.no_grad():
-            entropy = -(logprobs.exp() * logprobs).sum(dim=-1)
-        return logprobs.gather(1, targets[:, None])[:, 0], entropy
+    @staticmethod
+    def logits(x: Tensor, weight: Tensor, temperature: float) -> Tensor:
+        return F.linear(x, weight).to(torch.promote_types(x.dtype, torch.float32)).div_(temperature)
 
-    chunks = zip(x.split(CHUNK), targets.split(CHUNK), strict=True)
-    scored = [checkpoint(score, *chunk, use_reentrant=False) for chunk in chunks]
-    return tuple(torch.cat(parts) for parts in zip(*scored, strict=True))
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        logprobs, entropy, total = [], [], []  # total: log Σ exp(logits)
+        for part, target in zip(x.split(CHUNK), targets.split(CHUNK), strict=True):
+            logits = ScoreTokens.logits(part, weight, temperature)
+            total.append(logits.logsumexp(dim=-1))
+            logits -= total[-1][:, None]
+            logprobs.append(logits.gather(1, target[:, None])[:, 0])
+            entropy.append(-(logits.exp() * logits).sum(dim=-1))
+        ctx.save_for_backward(x, weight, targets, torch.cat(total))
+        ctx.temperature = temperature
+        entropy = torch.cat(entropy)
+        ctx.mark_non_differentiable(entropy)
+        return torch.cat(logprobs), entropy
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor, _) -> tuple[Tensor, Tensor, None, None]:
+        x, weight, *rest = ctx.saved_tensors
+        to_x, to_weight = torch.empty_like(x), torch.zeros_like(weight, dtype=upstream.dtype)
+        parts = zip(*(tensor.split(CHUNK) for tensor in (x, to_x, *rest, upstream)), strict=True)
+        for part, to_part, target, total, given in parts:
+            to_logits = (
+                (ScoreTokens.logits(part, weight, ctx.temperature) - total[:, None]).exp_().mul_(-given[:, None])
+            )
+            to_logits.scatter_add_(1, target[:, None], given[:, None])
+            to_logits = to_logits.div_(ctx.temperature).to(x.dtype)
+            to_part.copy_(to_logits @ weight)
+            to_weight += to_logits.T @ part
+        return to_x, to_weight.to(weight.dtype), None, None
 
 
 def completion_logprobs_naive(model, prompts, tokens, mask, temperature=1.0, skip=None) -> tuple[Tensor, Tensor]:
@@ -228,17 +253,32 @@ def sample(logits: Tensor, u: Tensor, temperature: float) -> tuple[Tensor, Tenso
     """One token a row by inverting the distribution function: logits (n, V), uniform numbers u (n,) -> token, logprob.
 
     The running sum is in float64 and u is scaled by its last value: in float32 some of a large vocabulary's tokens
-    could never be drawn, and the sum may end below 1. One number a row is far cheaper than torch.multinomial's V.
+    could never be drawn, and the sum may end below 1. It goes over blocks of tokens first, then over those of one
+    block. One number a row is far cheaper than torch.multinomial's V.
     """
     if temperature == 0:
         token = logits.argmax(dim=-1)
         return token, torch.zeros_like(token, dtype=torch.promote_types(logits.dtype, torch.float32))
-    logprobs = log_softmax(logits, temperature)  # (n, V)
-    place = logprobs.cpu() if logprobs.device.type == "mps" else logprobs  # MPS has no float64
-    running = place.exp().cumsum(dim=-1, dtype=torch.float64)  # (n, V)
-    target = u.to(running.device)[:, None] * running[:, -1:]
-    token = torch.searchsorted(running, target, right=True).clamp(max=logits.shape[-1] - 1).to(logits.device)  # (n, 1)
-    return token[:, 0], logprobs.gather(1, token)[:, 0]
+    exact = torch.promote_types(logits.dtype, torch.float32)
+    probabilities = F.softmax(logits if temperature == 1 else logits.to(exact) / temperature, dim=-1, dtype=exact)
+    place = probabilities.cpu() if probabilities.device.type == "mps" else probabilities  # MPS has no float64
+    V = place.shape[1]
+    blocks = F.pad(place, (0, -V % BLOCK)).unflatten(1, (-1, BLOCK))  # (n, V/BLOCK, BLOCK)
+    block, u = invert(blocks.sum(dim=-1), u.to(place.device))
+    within, _ = invert(blocks[torch.arange(len(u)), block], u)
+    token = (block * BLOCK + within).clamp(max=V - 1).to(logits.device)  # (n,)
+    return token, probabilities.gather(1, token[:, None])[:, 0].log()
+
+
+def invert(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights (n, m), u (n,) in [0, 1) -> the index (n,) at which the running sum passes the share u of the whole, and
+    which share of that weight it then takes, in [0, 1): a number as uniform as u was."""
+    running = weights.cumsum(dim=-1, dtype=torch.float64)
+    target = u[:, None] * running[:, -1:]
+    index = torch.searchsorted(running, target, right=True).clamp(max=weights.shape[-1] - 1)  # (n, 1)
+    weight = weights.gather(1, index).double()
+    share = (target - (running.gather(1, index) - weight)) / weight
+    return index[:, 0], share[:, 0].clamp(0, 1 - 2**-53)
 
 
 def log_softmax(logits: Tensor, temperature: float) -> Tensor:

@@ -273,6 +273,7 @@ def test_skipped_layers_take_no_memory(model):
     """The cache is what bounds the batch when sampling; the nested model's is smaller by its skipped layers."""
     cache = KVCache(model, batch_size=3, max_length=9, skip=(True, False, False, True))
     assert [stored is None for stored in cache.layers] == [True, False, False, True]
+    cache.reserve(9)
     assert [tensor.shape for tensor in cache.layers[1]] == [(3, 2, 9, 8)] * 2
 
 

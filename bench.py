@@ -1,0 +1,318 @@
+"""What sampling and a training step cost, the nested model beside the full one: tables, and a line of JSON.
+
+    python bench.py                                                   # all parts, on the embedded model
+    python bench.py rollout step --model M --dataset svamp --data-dir D --dtype bfloat16 --compare
+
+    rollout   useful tokens/s (up to and including the end token), for several numbers of prompts and samples;
+              with --compare those of transformers' generate on the same prompts, in turn with ours
+    nested    tokens/s with layers skipped over tokens/s with none, all completions of one fixed length, and what it
+              could be at best: head and sampling are never skipped, so the ideal is 1/(1 − share of the time left out)
+    decode    where the time of one new token for 64 rows goes, and the share of the machine's matrix products reached
+    step      seconds of a whole training step in which every group has a signal, and its parts
+    growth    seconds and memory against the length of completions, the number of rows, and the vocabulary
+
+Every figure is a median over --repeats. Rows of a table are measured in turn, so that a busy minute meets all of them.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+import data
+import model as model_module
+import rollout as rollout_module
+from checkpoint import MasterWeights
+from evaluate import complain, load_model
+from losses import group_advantages
+from model import Decoder
+from rollout import completion_logprobs, generate
+from skip import sample_mask, valid_layers
+from train import EMBEDDED, Settings, accumulate_gradient
+
+
+def in_turn(cases: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:
+    """The median of each case's figure; the cases take turns, after one run each that does not count."""
+    for case in cases.values():
+        case()
+    figures = {name: [] for name in cases}
+    for _ in range(repeats):
+        for name, case in cases.items():
+            figures[name].append(case())
+    return {name: statistics.median(values) for name, values in figures.items()}
+
+
+def seconds(work: Callable) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+class Bench:
+    """The model, prompts and flags that the parts share."""
+
+    def __init__(self, flags: argparse.Namespace):
+        self.flags = flags
+        self.folder = flags.model or EMBEDDED
+        self.model, self.tokenizer = load_model(self.folder, flags.dtype, flags.device)
+        self.problems = data.load(flags.dataset, "test", flags.data_dir)
+        self.prompts = [self.tokenizer.encode_prompt(problem.question) for problem in self.problems]
+        self.lengths = defaultdict(list)  # of the completions, by case
+
+    def sample(self, P: int, G: int, case: str, skip=None, ends: bool = True):
+        """A rollout of P prompts and G samples; ends=False: every completion takes all of --max-new-tokens."""
+        eos = self.tokenizer.eos_ids if ends else []
+        rollout = generate(self.model, self.prompts[:P], G, self.flags.max_new_tokens, eos, skip=skip)
+        self.lengths[case].append(rollout.mask.sum().item() / (P * G))
+        return rollout
+
+    def tokens_per_second(self, P: int, G: int, case: str, **options) -> float:
+        elapsed = seconds(lambda: self.sample(P, G, case, **options))
+        return self.lengths[case][-1] * P * G / elapsed
+
+    # ---- the parts: each returns the rows of its table
+
+    def rollout(self) -> list[dict]:
+        rows = []
+        for P, G in self.flags.shapes:
+            cases = {"ours": partial(self.tokens_per_second, P, G, "ours")}
+            if self.flags.compare:
+                cases["transformers"] = self.transformers(P, G)
+            speed = in_turn(cases, self.flags.repeats)
+            row = {"prompts × samples": f"{P} × {G}", "tokens/s": speed["ours"], "length": self.length("ours")}
+            if self.flags.compare:
+                row |= {"transformers": speed["transformers"], "its length": self.length("transformers")}
+                row["times"] = speed["ours"] / speed["transformers"]
+            rows.append(row)
+        return rows
+
+    def length(self, case: str) -> float:
+        return statistics.median(self.lengths.pop(case))
+
+    def transformers(self, P: int, G: int) -> Callable[[], float]:
+        try:
+            from transformers import AutoModelForCausalLM
+        except ImportError:
+            raise ValueError("--compare needs transformers: pip install -r requirements-dev.txt") from None
+        theirs = AutoModelForCausalLM.from_pretrained(self.folder, dtype=getattr(torch, self.flags.dtype))
+        theirs = theirs.eval().to(self.model.lm_head.weight.device)
+        longest = max(map(len, self.prompts[:P]))
+        ids = torch.tensor([[0] * (longest - len(p)) + p for p in self.prompts[:P]], device=theirs.device)
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in self.prompts[:P]], device=theirs.device)
+        eos = torch.tensor(self.tokenizer.eos_ids, device=theirs.device)
+
+        def tokens_per_second() -> float:
+            sample = partial(
+                theirs.generate, ids, attention_mask=mask, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
+                num_return_sequences=G, max_new_tokens=self.flags.max_new_tokens, eos_token_id=eos.tolist(),
+                pad_token_id=self.tokenizer.eos_ids[0],
+            )  # fmt: skip
+            results = []
+            elapsed = seconds(lambda: results.append(sample()[:, longest:]))
+            ended = torch.isin(results[0], eos).int()
+            useful = int((ended.cumsum(dim=1) - ended == 0).sum())  # up to and including the first end token
+            self.lengths["transformers"].append(useful / (P * G))
+            return useful / elapsed
+
+        return tokens_per_second
+
+    def nested(self) -> list[dict]:
+        L, (P, G) = self.model.config.num_hidden_layers, self.flags.shapes[0]
+        generator = torch.Generator().manual_seed(0)
+        ratios = {ratio: round(ratio * L) for ratio in (0.0, 0.1, 0.2, 0.3, 0.5)}
+        masks = {r: sample_mask(L, k / L, valid_layers(L, border=1), generator) for r, k in ratios.items()}
+        cases = {
+            str(ratio): partial(self.tokens_per_second, P, G, str(ratio), skip=mask, ends=False)
+            for ratio, mask in masks.items()
+        }
+        cases["no layers"] = partial(self.tokens_per_second, P, G, "no layers", skip=(True,) * L, ends=False)
+        speed = in_turn(cases, self.flags.repeats)
+        share = 1 - speed["0.0"] / speed["no layers"]  # of a rollout's time that is spent in the layers
+        rows = []
+        for ratio, k in ratios.items():
+            gain, ideal = speed[str(ratio)] / speed["0.0"], 1 / (1 - share * k / L)
+            row = {"skip ratio": ratio, "layers skipped": f"{k} of {L}", "tokens/s": speed[str(ratio)], "gain": gain}
+            rows.append(row | {"ideal": ideal, "gain : ideal": gain / ideal, "length": self.length(str(ratio))})
+        print(f"the layers take {share:.1%} of the time; {P} × {G} completions")
+        return rows
+
+    def decode(self) -> list[dict]:
+        """One rollout of 64 rows of fixed length, function by function."""
+        spent = defaultdict(float)
+        places = {
+            "prefill": (rollout_module, "read_prompts"),
+            "layers": (model_module.Block, "forward"),
+            "attention (of the layers)": (model_module, "attend"),
+            "head": (self.model.lm_head, "forward"),
+            "sampling": (rollout_module, "sample"),
+            "compaction": (model_module.KVCache, "keep_rows"),
+        }
+        self.sample(8, 8, "decode", ends=False)
+        with timed(places, spent):
+            total = seconds(lambda: self.sample(8, 8, "decode", ends=False))
+        spent["all"] = total
+        rows = [{"part": part, "seconds": spent[part], "share": spent[part] / total} for part in (*places, "all")]
+
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=activities) as profile:
+            self.sample(8, 8, "decode", ends=False)
+        own = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
+        products = sum(own.get(f"aten::{name}", 0) for name in ("mm", "addmm", "bmm", "baddbmm", "linear"))
+        products += sum(value for key, value in own.items() if key.startswith("mkldnn::"))
+        rows.append({"part": "matrix products", "seconds": products / 1e6, "share": products / sum(own.values())})
+        weights = sum(m.weight.numel() for m in self.model.modules() if isinstance(m, torch.nn.Linear))
+        reached = 2 * weights * 64 * self.flags.max_new_tokens / (total - spent["prefill"])
+        peak = self.peak()
+        print(f"{reached / 1e9:.0f} GFLOP/s, {reached / peak:.0%} of large {self.flags.dtype} products")
+        return rows
+
+    def peak(self, n: int = 2048) -> float:
+        a = torch.randn(n, n).to(self.model.lm_head.weight)
+        return 2 * n**3 / in_turn({"": lambda: seconds(lambda: a @ a)}, 5)[""]
+
+    def step(self) -> list[dict]:
+        """Advantages by the parity of a completion's length: no group is silent."""
+        P, G = self.flags.shapes[0]
+        s = Settings(micro_batch=self.flags.micro_batch)
+        weights, times = MasterWeights(self.model), defaultdict(list)
+        for _ in range(self.flags.repeats):
+            start = time.perf_counter()
+            rollout = self.sample(P, G, "step")
+            sampled = time.perf_counter()
+            rewards = rollout.mask.sum(dim=1).view(P, G) % 2
+            rewards[:, 0] = 1 - rewards[:, 1]  # never all the same
+            advantages = group_advantages(rewards.float()).flatten()
+            accumulate_gradient(self.model, weights, rollout, advantages, s)
+            updated = time.perf_counter()
+            weights.step(1e-6, 1.0)
+            stepped = time.perf_counter()
+            with torch.no_grad():
+                for row in range(0, P * G, s.micro_batch):
+                    part = slice(row, row + s.micro_batch)
+                    completion_logprobs(self.model, rollout.prompts[part], rollout.tokens[part], rollout.mask[part])
+            forward = time.perf_counter() - stepped
+            parts = {"sample": sampled - start, "forward": forward, "backward": updated - sampled - forward}
+            parts |= {"optimiser": stepped - updated, "step": stepped - start}
+            for name, value in parts.items():
+                times[name].append(value)
+        rows = [{"part": name, "seconds": statistics.median(values)} for name, values in times.items()]
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        print(f"{P} × {G} completions of {self.length('step'):.0f} tokens; peak memory of the process {memory:.1f} GiB")
+        return rows
+
+    def growth(self) -> list[dict]:
+        """Each point in a process of its own, for its peak memory; random weights in the embedded model's shape."""
+        start = {"rows": 64, "length": 128, "vocabulary": 2048}
+        points = [start | {"length": n} for n in (64, 128, 256, 512, 1024)]
+        points += [start | {"rows": n} for n in (8, 32, 128, 512)]
+        points += [start | {"vocabulary": n} for n in (8192, 32768, 131072)]
+        command = [sys.executable, __file__, "point", "--repeats", "1", "--point"]
+        lines = [subprocess.run([*command, json.dumps(point)], check=True, capture_output=True) for point in points]
+        return [json.loads(line.stdout.splitlines()[-1])["point"][0] for line in lines]
+
+    def point(self) -> list[dict]:
+        point = json.loads(self.flags.point)
+        config = replace(self.model.config, vocab_size=point["vocabulary"], max_position_embeddings=2048)
+        self.model = Decoder(config)
+        self.prompts = [[1] * 32] * (point["rows"] // 8)
+        self.flags.max_new_tokens = point["length"]
+        sample = seconds(lambda: self.sample(point["rows"] // 8, 8, "point", ends=False))
+        rollout = self.sample(point["rows"] // 8, 8, "point", ends=False)
+        advantages = torch.ones(point["rows"])
+        update = seconds(
+            lambda: accumulate_gradient(self.model, MasterWeights(self.model), rollout, advantages, Settings())
+        )
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        return [point | {"sample, s": sample, "update, s": update, "peak, GiB": memory}]
+
+
+@contextmanager
+def timed(places: dict, spent: dict):
+    """Adds up the seconds spent inside each function of `places`."""
+    originals = {name: getattr(owner, attribute) for name, (owner, attribute) in places.items()}
+
+    def watch(name: str) -> Callable:
+        def call(*arguments, **keywords):
+            start = time.perf_counter()
+            result = originals[name](*arguments, **keywords)
+            spent[name] += time.perf_counter() - start
+            return result
+
+        return call
+
+    for name, (owner, attribute) in places.items():
+        setattr(owner, attribute, watch(name))
+    try:
+        yield
+    finally:
+        for name, (owner, attribute) in places.items():
+            setattr(owner, attribute, originals[name])
+
+
+def table(rows: list[dict]) -> str:
+    def cell(value) -> str:
+        return (
+            f"{value:,.3g}"
+            if isinstance(value, float) and value < 100
+            else f"{value:,.0f}"
+            if isinstance(value, float)
+            else str(value)
+        )
+
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *([cell(value) for value in row.values()] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+PARTS = ("rollout", "nested", "decode", "step", "growth")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("parts", nargs="*", default=PARTS, metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
+    parser.add_argument("--model", default="", help="folder of a checkpoint, or a hub id (default: the embedded one)")
+    parser.add_argument("--dataset", default="arith", choices=data.DATASETS, help="whose test split gives the prompts")
+    parser.add_argument("--data-dir", help="folder with the data set's files (default: a cache, filled by a download)")
+    parser.add_argument("--shapes", default="8x8", help="prompts × samples, such as 8x8,1x1 (default: 8x8)")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="(default: 128)")
+    parser.add_argument("--micro-batch", type=int, default=8, help="completions a backward pass (default: 8)")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="(default: float32)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs whose median is printed (default: 3)")
+    parser.add_argument("--compare", action="store_true", help="time transformers' generate beside the rollouts")
+    parser.add_argument("--point", help=argparse.SUPPRESS)  # one point of growth, in a process of its own
+    flags = parser.parse_args(arguments)
+    unknown = set(flags.parts) - {*PARTS, "point"}
+    try:
+        if unknown:
+            raise ValueError(f"no such part: {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
+        flags.shapes = [tuple(map(int, shape.split("x"))) for shape in flags.shapes.split(",")]
+        bench = Bench(flags)
+        results = {}
+        for part in flags.parts:
+            print(f"\n{part}\n")
+            results[part] = getattr(bench, part)()
+            print(f"\n{table(results[part])}", flush=True)
+    except (ValueError, OSError) as error:
+        return complain(error)
+    print(json.dumps(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
