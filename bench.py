@@ -16,6 +16,7 @@ Every figure is a median over --repeats. Rows of a table are measured in turn, s
 
 import argparse
 import json
+import re
 import resource
 import statistics
 import subprocess
@@ -301,6 +302,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if unknown:
             raise ValueError(f"no such part: {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
+        if not re.fullmatch(r"[1-9]\d*x[1-9]\d*(,[1-9]\d*x[1-9]\d*)*", flags.shapes):
+            raise ValueError(f"--shapes is {flags.shapes!r}; expected prompts x samples, such as 8x8 or 8x8,1x64")
         flags.shapes = [tuple(map(int, shape.split("x"))) for shape in flags.shapes.split(",")]
         bench = Bench(flags)
         results = {}

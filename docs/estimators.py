@@ -1,6 +1,6 @@
 """Which estimator to use: bias, direction and noise of each, as the nested model moves away from the full one.
 
-    python -m docs.estimators --out FOLDER      # twenty minutes on two cores: two tables, and estimators.svg
+    python -m docs.estimators --out FOLDER      # a quarter of an hour on two cores: two tables, and estimators.svg
 
 Twice the same question. In a world that can be counted out (random decoders of eight layers, three tokens, at most five
 of them) every expectation is a finite sum: medians over models and masks. On the embedded model the figures come from
@@ -228,9 +228,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("."), help="folder for estimators.svg (default: this one)")
     parser.add_argument("--models", type=int, default=10, help="random models that are counted out (default: 10)")
     parser.add_argument(
-        "--batches", type=int, default=60, help="batches an estimate of the embedded model (default: 60)"
+        "--batches", type=int, default=30, help="batches an estimate of the embedded model (default: 30)"
     )
-    parser.add_argument("--reference", type=int, default=60, help="batches of 512 completions for g* (default: 60)")
+    parser.add_argument("--reference", type=int, default=18, help="batches of 512 completions for g* (default: 18)")
     a = parser.parse_args(arguments)
     worlds = {"counted out": counted_out(a.models, n_masks=10), "embedded model": sampled(a.batches, a.reference)}
     for title, rows in worlds.items():
