@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model import Decoder, KVCache
+from model import Decoder, KVCache, packed
 
 BLOCK = 256  # tokens of the vocabulary that sampling sums up first
 CHUNK = 128  # tokens whose logits exist at a time while completions are scored
@@ -72,26 +72,27 @@ def generate(
     eos = torch.tensor(sorted(eos_ids), device=device)
     rollout = empty_rollout(model, prompts, n_samples, T)
 
-    x, cache = read_prompts(model, prompts, max_new_tokens, skip)  # (P, C)
-    logits = model.lm_head(x)  # (P, V)
-    if not logits.isfinite().all():
-        raise FloatingPointError("the model's logits are not finite")
-    of_prompt = torch.arange(len(prompts), device=device).repeat_interleave(n_samples)  # (N,)
-    logits = logits[of_prompt]  # (N, V)
-    cache.copy_rows(of_prompt)
-    rows = torch.arange(N)  # which completion each row of the shrinking batch is
-    for t in range(T):
-        token, logprob = sample(logits, uniforms[rows, t], temperature)  # (n,) each
-        rollout.tokens[rows, t], rollout.logprobs[rows, t], rollout.mask[rows, t] = token, logprob, True
-        done = torch.isin(token, eos).cpu()
-        rollout.ended[rows[done]] = True
-        if done.all() or t + 1 == T:
-            break
-        if done.any():
-            kept = survivors(done)
-            cache.keep_rows(kept)
-            rows, token = rows[kept], token[kept]
-        logits = model(token[:, None], cache=cache, skip=skip)[:, 0]
+    with packed(model, N):
+        x, cache = read_prompts(model, prompts, max_new_tokens, skip)  # (P, C)
+        logits = model.lm_head(x)  # (P, V)
+        if not logits.isfinite().all():
+            raise FloatingPointError("the model's logits are not finite")
+        of_prompt = torch.arange(len(prompts), device=device).repeat_interleave(n_samples)  # (N,)
+        logits = logits[of_prompt]  # (N, V)
+        cache.copy_rows(of_prompt)
+        rows = torch.arange(N)  # which completion each row of the shrinking batch is
+        for t in range(T):
+            token, logprob = sample(logits, uniforms[rows, t], temperature)  # (n,) each
+            rollout.tokens[rows, t], rollout.logprobs[rows, t], rollout.mask[rows, t] = token, logprob, True
+            done = torch.isin(token, eos).cpu()
+            rollout.ended[rows[done]] = True
+            if done.all() or t + 1 == T:
+                break
+            if done.any():
+                kept = survivors(done)
+                cache.keep_rows(kept)
+                rows, token = rows[kept], token[kept]
+            logits = model(token[:, None], cache=cache, skip=skip)[:, 0]
     return rollout.trimmed()
 
 
