@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import report
 import train
 from data import arith, tiny
 from model import Config, Decoder
@@ -21,6 +22,13 @@ drawn = functools.cache(lambda split, size, load=arith.load: load(split))
 def drawn_once(monkeypatch):
     """arith's problems are the same every time: a test that starts a run need not draw thousands of them again."""
     monkeypatch.setattr(arith, "load", lambda split: list(drawn(split, arith.SIZES.get(split))))
+
+
+@pytest.fixture(autouse=True)
+def no_picture(request, monkeypatch):
+    """A picture takes longer to draw than a small run to learn; test_report.py draws one."""
+    if request.module.__name__ != "test_report":
+        monkeypatch.setattr(report, "draw", lambda rows, path: True)
 
 
 @pytest.fixture(scope="session")
