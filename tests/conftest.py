@@ -12,6 +12,7 @@ import train
 from data import arith, tiny
 from model import Config, Decoder
 
+torch.set_num_threads(1)  # the models are too small to share work, and two threads wait for each other
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

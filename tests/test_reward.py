@@ -255,7 +255,16 @@ def test_a_number_is_read_exactly_or_not_at_all(text, value):
     assert parse_number(text) == value
 
 
-@pytest.mark.parametrize("marker", ["{}", "#### {}", "The answer is {}", "\\boxed{{{}}}", "{} #### 42"])
+@pytest.mark.parametrize(
+    "marker",
+    [
+        "{}",
+        *(
+            pytest.param(m, marks=pytest.mark.slow)
+            for m in ("#### {}", "The answer is {}", "\\boxed{{{}}}", "{} #### 42")
+        ),
+    ],
+)
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_string_costs_under_a_second(name, marker):
     """One completion must not stall or end a training run; the limit is a second for texts of up to 10 MB."""

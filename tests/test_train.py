@@ -514,7 +514,7 @@ def run(checkpoint, tmp_path):
 
     def run(*flags: str, out: str = "out") -> tuple[int, Path]:
         flags = ["--model", str(checkpoint), "--device", "cpu", *flags, "--out", str(tmp_path / out)]
-        small = ["--max-new-tokens", "8", "--eval-problems", "4", "--prompts", "2", "--samples", "2", "--steps", "3"]
+        small = ["--max-new-tokens", "5", "--eval-problems", "3", "--prompts", "2", "--samples", "2", "--steps", "3"]
         return train.main([*small, *flags]), tmp_path / out
 
     return run
@@ -587,7 +587,9 @@ def test_warm_up_teaches_the_rationales(run, monkeypatch):
     assert losses[-1] < losses[0] / 2
 
 
-@pytest.mark.parametrize("gradient", ["on-policy", "is", "retrace"])
+@pytest.mark.parametrize(
+    "gradient", ["is", *(pytest.param(g, marks=pytest.mark.slow) for g in ("on-policy", "retrace"))]
+)
 def test_the_reward_rises(run, monkeypatch, gradient):
     """The whole loop learns: paid for completions that begin with a small letter, a random model soon writes them."""
     pay(monkeypatch, lambda text, p, g: text[:1].islower())
