@@ -139,6 +139,9 @@ class MasterWeights:
                     working.copy_(master)
         return norm
 
+    def finite(self) -> bool:
+        return all(master.isfinite().all() for master in self.masters)
+
     def state(self) -> dict[str, Tensor]:
         """What the model's own weights do not say: AdamW's moments and steps, and the masters where they are copies."""
         tensors = {}

@@ -17,7 +17,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import Field, asdict, dataclass, field, fields, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -49,6 +49,11 @@ from skip import parse_valid_layers, sample_mask
 def option(default, help: str, choices: tuple = (), low: float = 0, high: float = math.inf):
     """A field of Settings: a flag with its default, its help, and what it may be."""
     return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
+
+
+def kind(f: Field) -> type:
+    """str, int or float; float of float | None."""
+    return f.type if isinstance(f.type, type) else f.type.__args__[0]
 
 
 EMBEDDED = Path(__file__).parent / "data" / "tiny"  # the default model; data/tiny.py makes it
@@ -215,6 +220,8 @@ def finish_step(run: Run) -> None:
         run.log.write(line, phase=run.phase, step=step, **figures)
         run.figures = None
     if step % s.save_every == 0 or step == last:
+        if not run.weights.finite():
+            raise FloatingPointError("the weights are not finite")
         save(run)
 
 
@@ -369,10 +376,8 @@ def parse(arguments: list[str] | None) -> tuple[dict, bool]:
         notes = [", ".join(f.metadata["choices"])] if f.metadata["choices"] else []
         notes += [f"default: {f.default}"] if f.default not in ("", None) else []
         help = f.metadata["help"] + (f" ({'; '.join(notes)})" if notes else "")
-        kind = f.type if isinstance(f.type, type) else f.type.__args__[0]  # float of float | None
-        parser.add_argument(
-            f"--{f.name.replace('_', '-')}", type=kind, default=argparse.SUPPRESS, help=help, metavar="X"
-        )
+        flag = f"--{f.name.replace('_', '-')}"
+        parser.add_argument(flag, type=kind(f), default=argparse.SUPPRESS, help=help, metavar="X")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, as if it had not stopped")
     given = vars(parser.parse_args(arguments))
     return given, given.pop("resume")
@@ -415,6 +420,10 @@ def settings_of(given: dict) -> Settings:
         raise FileNotFoundError(f"--resume: no run in {given['out']} ({config.name} is not there)")
     try:
         s = Settings(**json.loads(config.read_text(encoding="utf-8")))
+        for f in fields(s):
+            value = getattr(s, f.name)
+            if value is not None and not isinstance(value, (int, float) if kind(f) is float else kind(f)):
+                raise ValueError(f"{f.name} is {value!r}")
     except (ValueError, TypeError) as error:
         raise ValueError(f"{config}: not the settings of a run ({error})") from None
     for name, value in given.items():
@@ -474,7 +483,7 @@ def work(run: Run) -> int:
     except OSError:  # no place for another checkpoint either
         raise
     except BaseException as error:
-        if run.intact:
+        if run.intact and run.weights.finite():
             save(run)
         if isinstance(error, KeyboardInterrupt):
             print("interrupted; --resume goes on from here", file=sys.stderr)

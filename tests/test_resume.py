@@ -230,6 +230,7 @@ def another_model(out: Path) -> None:
         (lambda out: (out / "metrics.jsonl").write_text(""), "metrics.jsonl: shorter than"),
         (lambda out: (out / "config.json").write_text('{"speed": 3}'), "not the settings of a run"),
         (lambda out: (out / "config.json").write_text('{"lr": -1}'), "--lr is -1"),
+        (lambda out: (out / "config.json").write_text('{"lr": "fast"}'), "lr is 'fast'"),
         (lambda out: (out / "config.json").unlink(), "no run in"),
         (lambda out: (out / "checkpoint/model.safetensors").write_bytes(b"x"), "model.safetensors"),
     ],
