@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from data import arith, tiny
 from model import Config, Decoder
 
 torch.set_num_threads(1)  # the models are too small to share work, and two threads wait for each other
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with Ctrl-C ignored
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

@@ -61,10 +61,10 @@ def test_it_answers_readably_and_leaves_room_to_learn(embedded):
 
 
 def test_the_first_run_learns(tmp_path, monkeypatch, capsys):
-    """The README's first command in short, five times the same sixteen problems: what the nested samples earn rises."""
+    """The README's first command in short, six times the same eight problems: what the nested samples earn rises."""
     load = train.data.load
-    monkeypatch.setattr(train.data, "load", lambda *given: load(*given)[:16])
-    flags = "--steps 10 --lr 3e-4 --lr-warmup-steps 2 --eval-every 1000 --eval-problems 4".split()
+    monkeypatch.setattr(train.data, "load", lambda *given: load(*given)[:8])
+    flags = "--steps 12 --prompts 4 --lr 3e-4 --lr-warmup-steps 2 --eval-every 1000 --eval-problems 4".split()
     assert train.main([*flags, "--out", str(tmp_path / "out")]) == 0
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert all(len(row["skipped_layers"]) == 4 for row in rows[1:])
