@@ -63,7 +63,9 @@ def test_with_layers_skipped_the_gradients_differ(settings):
 
 
 @pytest.mark.parametrize("settings", GRADIENTS)
-@pytest.mark.parametrize("normaliser", ["tokens", "completions", "7"])
+@pytest.mark.parametrize(
+    "normaliser", ["tokens", *(pytest.param(z, marks=pytest.mark.slow) for z in ("completions", "7"))]
+)
 def test_the_gradient_does_not_depend_on_micro_batches(settings, normaliser):
     """Invariant 5: Z is the whole batch's, silent groups included, and padding is never seen."""
     model = small_model(torch.float64)
@@ -577,6 +579,7 @@ def test_a_batch_without_a_signal_takes_no_step(run, checkpoint, capsys):
     assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), initial.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_warm_up_teaches_the_rationales(run, monkeypatch):
     """Supervised learning from random weights on 64 problems: the loss falls by a lot, in the same metrics file."""
     load = train.data.load
@@ -631,7 +634,7 @@ def test_an_untruncated_weight_that_overflows_stops_the_run_and_names_its_logari
     assert re.search(r"^error: .*log W = \d+\.\d; give a cap", capsys.readouterr().err, re.M)
 
 
-@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("wrong", [math.nan, *(pytest.param(w, marks=pytest.mark.slow) for w in (math.inf, -math.inf))])
 def test_ratios_that_are_not_finite_stop_the_run(run, easy_reward, monkeypatch, capsys, wrong):
     """No weight can be made of them, and a diagnostic of NaN would be the only trace."""
     monkeypatch.setattr(train, "log_ratio", lambda target, behaviour, mask: torch.where(mask, wrong, 0.0))
