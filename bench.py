@@ -11,7 +11,8 @@
     step      seconds of a whole training step in which every group has a signal, and its parts
     growth    seconds and memory against the length of completions, the number of rows, and the vocabulary
 
-Every figure is a median over --repeats. Rows of a table are measured in turn, so that a busy minute meets all of them.
+Figures of rollout, nested and step are medians over --repeats; the cases of one row of rollout, and all of nested, take
+turns, so that a busy minute meets them all.
 """
 
 import argparse
@@ -70,8 +71,8 @@ class Bench:
         self.flags = flags
         self.folder = flags.model or EMBEDDED
         self.model, self.tokenizer = load_model(self.folder, flags.dtype, flags.device)
-        self.problems = data.load(flags.dataset, "test", flags.data_dir)
-        self.prompts = [self.tokenizer.encode_prompt(problem.question) for problem in self.problems]
+        problems = data.load(flags.dataset, "test", flags.data_dir)
+        self.prompts = [self.tokenizer.encode_prompt(problem.question) for problem in problems]
         self.lengths = defaultdict(list)  # of the completions, by case
 
     def sample(self, P: int, G: int, case: str, skip=None, ends: bool = True):
@@ -243,11 +244,11 @@ class Bench:
         self.model = Decoder(config)
         self.prompts = [[1] * 32] * (point["rows"] // 8)
         self.flags.max_new_tokens = point["length"]
-        sample = seconds(lambda: self.sample(point["rows"] // 8, 8, "point", ends=False))
-        rollout = self.sample(point["rows"] // 8, 8, "point", ends=False)
+        rollouts = []
+        sample = seconds(lambda: rollouts.append(self.sample(point["rows"] // 8, 8, "point", ends=False)))
         advantages = torch.ones(point["rows"])
         update = seconds(
-            lambda: accumulate_gradient(self.model, MasterWeights(self.model), rollout, advantages, Settings())
+            lambda: accumulate_gradient(self.model, MasterWeights(self.model), rollouts[0], advantages, Settings())
         )
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         return [point | {"sample, s": sample, "update, s": update, "peak, GiB": memory}]
@@ -278,13 +279,9 @@ def timed(places: dict, add: Callable[[str, float], None]):
 
 def table(rows: list[dict]) -> str:
     def cell(value) -> str:
-        return (
-            f"{value:,.3g}"
-            if isinstance(value, float) and value < 100
-            else f"{value:,.0f}"
-            if isinstance(value, float)
-            else str(value)
-        )
+        if not isinstance(value, float):
+            return str(value)
+        return f"{value:,.3g}" if value < 100 else f"{value:,.0f}"
 
     lines = [list(rows[0]), ["---"] * len(rows[0]), *([cell(value) for value in row.values()] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

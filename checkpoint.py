@@ -32,9 +32,9 @@ def save(run) -> None:
     """Writes the state of a `train.Run`. A kill at any moment leaves a whole checkpoint, the old one or the new one:
     folders get their names only when they are complete. OSError (a full disk) leaves the old one in its place.
     """
-    folder, when = run.log.folder, f"after {'warm-up ' * (run.phase == 'warmup')}step {run.step}"
+    folder = run.log.folder
     newest, partial = folder / "checkpoint", folder / "checkpoint.partial"
-    if run.log.saved == f"{newest} ({when})":  # a step's weights are the same, however often it is come to
+    if run.log.saved == described(newest, run):  # a step's weights are the same, however often it is come to
         return
     state = {
         **{"phase": run.phase, "step": run.step, "figures": run.figures},
@@ -55,13 +55,17 @@ def save(run) -> None:
                 shutil.rmtree(older, ignore_errors=True)
                 os.replace(newest, older)
             os.replace(partial, newest)
-            run.log.saved = f"{newest} ({when})"
+            run.log.saved = described(newest, run)
             for old in older_checkpoints(folder)[run.settings.keep - 1 :]:
                 shutil.rmtree(old)
     except SafetensorError as error:  # its way to say that the disk is full
         raise OSError(f"{partial}: {error}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def described(checkpoint: Path, run) -> str:
+    return f"{checkpoint} (after {'warm-up ' * (run.phase == 'warmup')}step {run.step})"
 
 
 def older_checkpoints(folder: Path) -> list[Path]:
@@ -95,7 +99,7 @@ def restore(run, checkpoint: Path) -> None:
             f"the run had {threads} threads, now {torch.get_num_threads()}: sums round otherwise", stacklevel=1
         )
     run.log.rewind(sizes)
-    run.log.saved = f"{checkpoint} (after {'warm-up ' * (run.phase == 'warmup')}step {run.step})"
+    run.log.saved = described(checkpoint, run)
 
 
 def fingerprint(run) -> int:

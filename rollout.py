@@ -122,11 +122,11 @@ def completion_logprobs(
     prompts: n lists; tokens, mask: (n, T) as in `Rollout` -> (n, T) each, 0 outside the mask.
     Rows with the same prompt share one pass over it; gradients flow back through its keys and values.
     """
-    index = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
-    of_prompt = torch.tensor([index[tuple(prompt)] for prompt in prompts], device=tokens.device)  # (n,)
+    different, numbers = distinct(prompts)
+    of_prompt = torch.tensor(numbers, device=tokens.device)  # (n,)
     tokens, width = tokens.where(mask, 0), int(mask.any(dim=0).sum())
 
-    x, cache = read_prompts(model, [list(prompt) for prompt in index], None, skip)  # what follows is the first token
+    x, cache = read_prompts(model, different, None, skip)  # what follows is the first token
     x = x[of_prompt][:, None]  # (n, 1, C)
     if width > 1:
         cache.copy_rows(of_prompt)
@@ -134,6 +134,13 @@ def completion_logprobs(
     logprobs, entropy = ScoreTokens.apply(x[mask[:, :width]], model.lm_head.weight, tokens[mask], temperature)  # (m,)
     zeros = torch.zeros(mask.shape, dtype=logprobs.dtype, device=logprobs.device)
     return zeros.masked_scatter(mask, logprobs), zeros.masked_scatter(mask, entropy)
+
+
+def distinct(prompts: list[list[int]]) -> tuple[list[list[int]], list[int]]:
+    """The different ones among n prompts, in the order they come in, and the number of each row's among them."""
+    numbers: dict[tuple[int, ...], int] = {}
+    of_row = [numbers.setdefault(tuple(prompt), len(numbers)) for prompt in prompts]
+    return [list(prompt) for prompt in numbers], of_row
 
 
 class ScoreTokens(torch.autograd.Function):

@@ -42,7 +42,7 @@ from evaluate import accuracy, check_room, complain, evaluate, load_model, out_o
 from losses import diagnostics, gradient_weights, group_advantages, log_ratio, normaliser, policy_loss, supervised_loss
 from model import Decoder
 from report import Log, examples, print_report, read, readable
-from rollout import Rollout, completion_logprobs, generate, pack
+from rollout import Rollout, completion_logprobs, distinct, generate, pack
 from skip import parse_valid_layers, sample_mask
 
 
@@ -111,6 +111,9 @@ class Settings:
         for f in fields(self):
             value, choices, low, high = getattr(self, f.name), *(f.metadata[key] for key in ("choices", "low", "high"))
             given = f"--{f.name.replace('_', '-')} is {value!r}"
+            undecided = value is None and f.default is None
+            if not undecided and not isinstance(value, (int, float) if kind(f) is float else kind(f)):
+                raise ValueError(f"{given}; expected {kind(f).__name__}")
             if choices and value not in choices:
                 raise ValueError(f"{given}; expected one of {', '.join(choices)}")
             if isinstance(value, (int, float)) and not (low <= value <= high and math.isfinite(value)):
@@ -267,9 +270,8 @@ def accumulate_gradient(
 def micro_batches(rollout: Rollout, advantages: Tensor, size: int) -> list[tuple[list[int], bool]]:
     """(rows, whether they have a gradient): completions of a prompt stand together, for they share its pass, and by
     length; those with and without a signal apart."""
-    prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, rollout.prompts)))}
-    lengths = rollout.mask.sum(dim=1).tolist()
-    order = sorted(range(len(lengths)), key=lambda row: (prompts[tuple(rollout.prompts[row])], lengths[row]))
+    (_, of_prompt), lengths = distinct(rollout.prompts), rollout.mask.sum(dim=1).tolist()
+    order = sorted(range(len(lengths)), key=lambda row: (of_prompt[row], lengths[row]))
     batches = []
     for has_signal in (True, False):
         rows = [row for row in order if bool(advantages[row]) == has_signal]
@@ -420,10 +422,6 @@ def settings_of(given: dict) -> Settings:
         raise FileNotFoundError(f"--resume: no run in {given['out']} ({config.name} is not there)")
     try:
         s = Settings(**json.loads(config.read_text(encoding="utf-8")))
-        for f in fields(s):
-            value = getattr(s, f.name)
-            if value is not None and not isinstance(value, (int, float) if kind(f) is float else kind(f)):
-                raise ValueError(f"{f.name} is {value!r}")
     except (ValueError, TypeError) as error:
         raise ValueError(f"{config}: not the settings of a run ({error})") from None
     for name, value in given.items():

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 import data
 from evaluate import load_model, score
-from losses import gradient_weights, group_advantages, log_ratio, normaliser, policy_loss
+from losses import diagnostics, gradient_weights, group_advantages, log_ratio, normaliser, policy_loss
 from model import Config, Decoder
 from rollout import Rollout, completion_logprobs, generate, pack
 from skip import sample_mask, valid_layers
@@ -49,14 +49,19 @@ FIGURES = ("bias", "cosine", "noise", "aim")
 BATCH = 128  # completions: 16 problems, 8 samples of each
 
 
-def counted_out(n_models: int, n_masks: int, horizon: int = 5) -> list[dict]:
-    """Exact figures of a batch of one prompt, with the baseline b = E_η[R], by weight and layers skipped."""
-    going, completions = [[]], []
+def every_completion(horizon: int) -> list[list[int]]:
+    """All completions of three tokens, of which 0 ends: those that end, then those that are cut off."""
+    going, ended = [[]], []
     for _ in range(horizon):
         grown = [y + [token] for y in going for token in range(3)]
-        completions += [y for y in grown if y[-1] == 0]
+        ended += [y for y in grown if y[-1] == 0]
         going = [y for y in grown if y[-1] != 0]
-    tokens, mask = pack(completions + going, "cpu")
+    return ended + going
+
+
+def counted_out(n_models: int, n_masks: int, horizon: int = 5) -> list[dict]:
+    """Exact figures of a batch of one prompt, with the baseline b = E_η[R], by weight and layers skipped."""
+    tokens, mask = pack(every_completion(horizon), "cpu")
     N, L = len(tokens), 8
     config = Config("llama", 3, 16, 24, L, 2, 1, 8, rms_norm_eps=1e-5, max_position_embeddings=16)
     rows = []
@@ -99,21 +104,26 @@ def counted_out(n_models: int, n_masks: int, horizon: int = 5) -> list[dict]:
     return medians(rows)
 
 
-def gradients(model: Decoder, rollout: Rollout, rewards: Tensor, estimators: dict, rows: int = 16) -> Tensor:
-    """(estimators, weights of the model): the ascent direction of the batch by each; one forward pass for all."""
+def gradients(
+    model: Decoder, rollout: Rollout, rewards: Tensor, estimators: dict, rows: int = 16
+) -> tuple[Tensor, float]:
+    """The ascent direction of the batch by each, (estimators, weights of the model), from one forward pass for all; and
+    the batch's acceptance."""
     total = torch.zeros(len(estimators), sum(p.numel() for p in model.parameters()))
+    log_rhos = []
     for start in range(0, len(rollout.prompts), rows):
         part = slice(start, start + rows)
         mask = rollout.mask[part]
         logprobs, _ = completion_logprobs(model, rollout.prompts[part], rollout.tokens[part], mask)
         log_rho = log_ratio(logprobs, rollout.logprobs[part], mask)
+        log_rhos.append(log_rho)
         for i, (weights, advantage, z) in enumerate(estimators.values()):
             w = gradient_weights(log_ratio=log_rho, mask=mask, **weights)
             advantages = group_advantages(rewards, advantage).flatten()[part]
             loss = policy_loss(logprobs, w, advantages, mask, normaliser(rollout.mask, z))
             grads = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
             total[i] -= torch.cat([g.flatten() for g in grads])
-    return total
+    return total, diagnostics(torch.cat(log_rhos), rollout.mask)["acceptance"]
 
 
 def sampled(n_batches: int, n_reference: int, blocks: int = 6) -> list[dict]:
@@ -129,24 +139,21 @@ def sampled(n_batches: int, n_reference: int, blocks: int = 6) -> list[dict]:
             skip = sample_mask(L, skipped / L, valid_layers(L, border=1), masks)
             rollout = generate(model, prompts, n_samples, 128, tokenizer.eos_ids, skip=skip, seed=next(seeds))
             rewards = [[record["reward"] for record in samples] for samples in score(tokenizer, problems, rollout)]
-            yield rollout, gradients(model, rollout, torch.tensor(rewards), estimators)
+            yield gradients(model, rollout, torch.tensor(rewards), estimators)
 
     reference = torch.zeros(blocks, sum(p.numel() for p in model.parameters()))
     on_policy = {"E4 on-policy": ESTIMATORS["E4 on-policy"]}
-    for i, (_, g) in enumerate(batches(n_reference, 0, 32, on_policy)):
+    for i, (g, _) in enumerate(batches(n_reference, 0, 32, on_policy)):
         reference[i % blocks] += g[0] / (n_reference / blocks)
     rows = []
     for skipped in (0, 1, 2, 4):  # a tenth, two tenths, three tenths of twelve layers
         estimators = ESTIMATORS if skipped else on_policy
         means = torch.zeros(len(estimators), *reference.shape)
         acceptance, squares = [], []
-        for i, (rollout, g) in enumerate(batches(n_batches, skipped, 8, estimators)):
+        for i, (g, accepted) in enumerate(batches(n_batches, skipped, 8, estimators)):
             means[:, i % blocks] += g / (n_batches / blocks)
             squares.append(g.square().sum(dim=1))
-            with torch.no_grad():
-                target, _ = completion_logprobs(model, rollout.prompts, rollout.tokens, rollout.mask)
-            rho = log_ratio(target, rollout.logprobs, rollout.mask)[rollout.mask]
-            acceptance.append(rho.clamp(max=0).exp().mean().item())
+            acceptance.append(accepted)
         for e, name in enumerate(estimators):
             both = torch.cat((means[e], reference))
             figures = compare(both @ both.T, torch.stack(squares)[:, e])

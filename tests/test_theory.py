@@ -18,6 +18,7 @@ from torch import Tensor
 
 import losses
 import train
+from docs.estimators import every_completion
 from model import Decoder
 from rollout import completion_logprobs, generate, pack
 from skip import sample_mask
@@ -52,12 +53,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def world() -> World:
-    going, completions = [[]], []
-    for _ in range(HORIZON):
-        grown = [y + [token] for y in going for token in range(3)]
-        completions += [y for y in grown if y[-1] == END]
-        going = [y for y in grown if y[-1] != END]
-    completions += going  # cut off
+    completions = every_completion(HORIZON)
     tokens, mask = pack(completions, "cpu")
     sizes = {"vocab_size": 3, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "head_dim": 4}
     model = small_model(std=0.5, seed=1, num_attention_heads=2, **{"num_key_value_heads": 1} | sizes)
