@@ -12,6 +12,7 @@ logprobs.
     P prompts   G samples of each   N = P·G rows   T tokens of the longest completion   V vocabulary
 """
 
+import math
 from dataclasses import dataclass, replace
 from numbers import Integral
 
@@ -23,7 +24,7 @@ from torch import Tensor
 from model import Decoder, KVCache, packed
 
 BLOCK = 256  # tokens of the vocabulary that sampling sums up first
-CHUNK = 128  # tokens whose logits exist at a time while completions are scored
+LOGITS = 128 * 49_152  # logits that exist at a time while completions are scored
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,9 @@ def distinct(prompts: list[list[int]]) -> tuple[list[list[int]], list[int]]:
 class ScoreTokens(torch.autograd.Function):
     """x (m, C), weight (V, C), targets (m,) -> log softmax(x weightᵀ/τ)[target] (m,), and the entropies (m,), detached.
 
-    The logits, (m, V), would be the largest tensor of all. They exist for CHUNK tokens at a time, and the backward pass
-    computes them again. With p the softmax, ∂ log p[target] / ∂ logits = (1[target] − p)/τ.
+    The logits, (m, V), would be the largest tensor of all. About LOGITS of them exist at a time, and the backward pass
+    computes them again. The forward pass goes over the tokens; the backward pass over the vocabulary, so that a row of
+    the weight's gradient is one product. With p the softmax, ∂ log p[target] / ∂ logits = (1[target] − p)/τ.
     """
 
     @staticmethod
@@ -157,7 +159,8 @@ class ScoreTokens(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         logprobs, entropy, total = [], [], []  # total: log Σ exp(logits)
-        for part, target in zip(x.split(CHUNK), targets.split(CHUNK), strict=True):
+        size = math.ceil(LOGITS / len(weight))
+        for part, target in zip(x.split(size), targets.split(size), strict=True):
             logits = ScoreTokens.logits(part, weight, temperature)
             total.append(logits.logsumexp(dim=-1))
             logits -= total[-1][:, None]
@@ -171,18 +174,19 @@ class ScoreTokens(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream: Tensor, _) -> tuple[Tensor, Tensor, None, None]:
-        x, weight, *rest = ctx.saved_tensors
-        to_x, to_weight = torch.empty_like(x), torch.zeros_like(weight, dtype=upstream.dtype)
-        parts = zip(*(tensor.split(CHUNK) for tensor in (x, to_x, *rest, upstream)), strict=True)
-        for part, to_part, target, total, given in parts:
-            to_logits = (
-                (ScoreTokens.logits(part, weight, ctx.temperature) - total[:, None]).exp_().mul_(-given[:, None])
-            )
-            to_logits.scatter_add_(1, target[:, None], given[:, None])
-            to_logits = to_logits.div_(ctx.temperature).to(x.dtype)
-            to_part.copy_(to_logits @ weight)
-            to_weight += to_logits.T @ part
-        return to_x, to_weight.to(weight.dtype), None, None
+        x, weight, targets, total = ctx.saved_tensors
+        tokens, given = torch.arange(len(x), device=x.device), upstream[:, None] / ctx.temperature
+        to_x, to_weight = torch.zeros_like(x, dtype=upstream.dtype), torch.empty_like(weight)
+        size = math.ceil(LOGITS / len(x))
+        for start in range(0, len(weight), size):
+            part = weight[start : start + size]
+            to_logits = (ScoreTokens.logits(x, part, ctx.temperature) - total[:, None]).exp_().mul_(-given)
+            here = (start <= targets) & (targets < start + size)
+            to_logits[tokens[here], targets[here] - start] += given[here, 0]
+            to_logits = to_logits.to(x.dtype)
+            to_x += to_logits @ part
+            torch.mm(to_logits.T, x, out=to_weight[start : start + size])
+        return to_x.to(x.dtype), to_weight, None, None
 
 
 def completion_logprobs_naive(model, prompts, tokens, mask, temperature=1.0, skip=None) -> tuple[Tensor, Tensor]:

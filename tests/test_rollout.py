@@ -160,7 +160,7 @@ def test_frequencies_are_the_probabilities(model):
 def test_completion_logprobs_and_their_gradients_are_the_naive_ones(model, monkeypatch, prompts, skip):
     """Prompts shared by their groups, left padding, chunks of the head computed twice: the same numbers, and the same
     gradient through the shared keys and values."""
-    monkeypatch.setattr(rollout_module, "CHUNK", 7)
+    monkeypatch.setattr(rollout_module, "LOGITS", 7 * 29)
     prompts = [PROMPTS[i] for i in prompts]
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(0, 29, (6, 11), generator=generator)
