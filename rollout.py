@@ -175,14 +175,14 @@ class ScoreTokens(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream: Tensor, _) -> tuple[Tensor, Tensor, None, None]:
         x, weight, targets, total = ctx.saved_tensors
-        tokens, given = torch.arange(len(x), device=x.device), upstream[:, None] / ctx.temperature
+        given = upstream / ctx.temperature  # (m,)
         to_x, to_weight = torch.zeros_like(x, dtype=upstream.dtype), torch.empty_like(weight)
         size = math.ceil(LOGITS / len(x))
         for start in range(0, len(weight), size):
             part = weight[start : start + size]
-            to_logits = (ScoreTokens.logits(x, part, ctx.temperature) - total[:, None]).exp_().mul_(-given)
-            here = (start <= targets) & (targets < start + size)
-            to_logits[tokens[here], targets[here] - start] += given[here, 0]
+            to_logits = (ScoreTokens.logits(x, part, ctx.temperature) - total[:, None]).exp_().mul_(-given[:, None])
+            rows = ((start <= targets) & (targets < start + size)).nonzero()[:, 0]  # whose target is among these
+            to_logits[rows, targets[rows] - start] += given[rows]
             to_logits = to_logits.to(x.dtype)
             to_x += to_logits @ part
             torch.mm(to_logits.T, x, out=to_weight[start : start + size])
