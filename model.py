@@ -35,6 +35,7 @@ ONLY_IMPLEMENTED = {  # keys of config.json of which the code knows one value
     "partial_rotary_factor": 1.0,
     "quantization_config": None,
 }
+SCORES = 2**23  # scores of attention up to which they are computed all at once
 INDEX = "model.safetensors.index.json"
 NUMBERS = {int: "a positive whole number", float: "a positive number", bool: "true or false"}
 LLAMA3_ROPE_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
@@ -152,19 +153,18 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """Grouped-query attention: q (B, H, T, D) over k and v (B, K, S, D) -> (B, H, T, D).
 
-    visible: (B, 1, T, S) bool, or None for causal attention over S = T columns (for T = 1: over all S).
+    bias: (B or 1, 1, T, S), 0 where a query sees a column and -inf where not; None: causal attention, S = T.
     """
-    B, H, T, D = q.shape
-    if T > 1:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None, enable_gqa=True)
-    # Decoding: two products beat SDPA here; the H/K query heads that share a key head stand as query positions.
-    scores = q.view(B, -1, H // k.shape[1], D) @ k.transpose(2, 3) * D**-0.5  # (B, K, H/K, S)
-    if visible is not None:
-        scores = scores.masked_fill(~visible, float("-inf"))
-    return (F.softmax(scores, dim=-1) @ v).view(B, H, T, D)
+    (B, H, T, D), (_, K, S, _) = q.shape, k.shape
+    if bias is None or B * H * T * S > SCORES:  # never holds all scores
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=bias is None, enable_gqa=True)
+    # Two products. The H/K query heads that share a key head stand as so many times T queries.
+    scores = (q * D**-0.5).reshape(B * K, -1, D) @ k.reshape(B * K, S, D).transpose(1, 2)  # (B·K, H/K·T, S)
+    weights = F.softmax(scores.view(B, K, -1, T, S).add_(bias[:, :, None]), dim=-1)
+    return (weights.view(B * K, -1, S) @ v.reshape(B * K, S, D)).view(B, H, T, D)
 
 
 class KVCache:
@@ -242,8 +242,9 @@ class KVCache:
             self.padding = change(self.padding)
 
 
-def place(T: int, cache: KVCache | None, device) -> tuple[Tensor, Tensor | None]:
-    """Where T new tokens stand in their rows, (B or 1, T), and which columns each sees, (B, 1, T, S); None: causal."""
+def place(T: int, cache: KVCache | None, like: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Where T new tokens stand in their rows, (B or 1, T), and `attend`'s bias for them, of the dtype of `like`."""
+    device = like.device
     start = cache.length if cache is not None else 0
     columns = torch.arange(cache.columns if start else T, device=device)  # (S,)
     new = torch.arange(start, start + T, device=device)[None]  # (1, T)
@@ -251,11 +252,12 @@ def place(T: int, cache: KVCache | None, device) -> tuple[Tensor, Tensor | None]
     if padding is None and start == 0:
         return new, None
     visible = columns <= new[:, :, None]  # (1, T, S)
-    if padding is None:
-        return new, visible[:, None]
-    # Unused columns see each other, for a softmax over nothing would be NaN; nothing that counts looks at them.
-    visible = visible & ((columns >= padding[:, :, None]) | (new < padding)[:, :, None])
-    return (new - padding).clamp(min=0), visible[:, None]
+    if padding is not None:
+        # Unused columns see each other, for a softmax over nothing would be NaN; nothing that counts looks at them.
+        visible = visible & ((columns >= padding[:, :, None]) | (new < padding)[:, :, None])
+        new = (new - padding).clamp(min=0)
+    bias = torch.zeros(visible.shape, dtype=like.dtype, device=device).masked_fill_(~visible, float("-inf"))
+    return new, bias[:, None]
 
 
 class RMSNorm(nn.Module):
@@ -289,7 +291,7 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(D, config.rms_norm_eps)
             self.k_norm = RMSNorm(D, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, rotary, visible: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, rotary, bias: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
         B, T, _ = x.shape
         q = self.q_proj(x).view(B, T, -1, self.head_dim)  # (B, T, H, D)
         k = self.k_proj(x).view(B, T, -1, self.head_dim)  # (B, T, K, D)
@@ -299,7 +301,7 @@ class Attention(nn.Module):
         q, k = rotate(q.transpose(1, 2), *rotary), rotate(k.transpose(1, 2), *rotary)  # (B, H or K, T, D)
         if cache is not None:
             k, v = cache.update(layer, k, v)  # (B, K, S, D)
-        y = attend(q, k, v, visible)
+        y = attend(q, k, v, bias)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
 
 
@@ -326,8 +328,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rotary, visible: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotary, visible, cache, layer)
+    def forward(self, x: Tensor, rotary, bias: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotary, bias, cache, layer)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -380,12 +382,12 @@ class Decoder(nn.Module):
 
         if cache is not None:
             cache.reserve(T)
-        positions, visible = place(T, cache, tokens.device)
+        positions, bias = place(T, cache, x)
         rotary = rotary_tables(self.config, positions, x.dtype)
         for layer, block in enumerate(self.model.layers):
             if skip[layer]:  # SKIP
                 continue  # SKIP
-            x = block(x, rotary, visible, cache, layer)
+            x = block(x, rotary, bias, cache, layer)
         if cache is not None:
             cache.length += T
 

@@ -95,7 +95,8 @@ def test_grouped_query_attention_is_attention_with_repeated_heads(T):
     visible[1, ..., 1] = True
     repeated = [x.repeat_interleave(2, dim=1) for x in (k, v)]
     expected = F.scaled_dot_product_attention(q, *repeated, attn_mask=visible)
-    torch.testing.assert_close(attend(q, k, v, visible), expected, **EXACT)
+    bias = torch.zeros(visible.shape, dtype=torch.float64).masked_fill_(~visible, -math.inf)
+    torch.testing.assert_close(attend(q, k, v, bias), expected, **EXACT)
 
 
 def reference_logits(model, tokens):
