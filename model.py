@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 ONLY_IMPLEMENTED = {  # keys of config.json of which the code knows one value
@@ -275,7 +276,7 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention, rotary positions, grouped keys and values; Qwen2's biases, Qwen3's norms on q and k."""
+    """Queries, keys and values with rotary positions, for `attend`; Qwen2's biases, Qwen3's norms on q and k."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -291,18 +292,14 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(D, config.rms_norm_eps)
             self.k_norm = RMSNorm(D, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, rotary, bias: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         B, T, _ = x.shape
         q = self.q_proj(x).view(B, T, -1, self.head_dim)  # (B, T, H, D)
         k = self.k_proj(x).view(B, T, -1, self.head_dim)  # (B, T, K, D)
         v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, D)
         if hasattr(self, "q_norm"):
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q.transpose(1, 2), *rotary), rotate(k.transpose(1, 2), *rotary)  # (B, H or K, T, D)
-        if cache is not None:
-            k, v = cache.update(layer, k, v)  # (B, K, S, D)
-        y = attend(q, k, v, bias)
-        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
+        return rotate(q.transpose(1, 2), cos, sin), rotate(k.transpose(1, 2), cos, sin), v  # (B, H or K, T, D)
 
 
 class MLP(nn.Module):
@@ -319,7 +316,11 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer of D1: attention and MLP, each with its norm before and its residual around."""
+    """One layer of D1: attention and MLP, each with its norm before and its residual around.
+
+    What comes before and after `attend` and the cache are functions of tensors alone, which `Decoder.compile_blocks` and
+    `Decoder.checkpoint_blocks` wrap.
+    """
 
     def __init__(self, config: Config):
         super().__init__()
@@ -329,7 +330,16 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, rotary, bias: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotary, bias, cache, layer)
+        q, k, v = self.before(x, *rotary)
+        if cache is not None:
+            k, v = cache.update(layer, k, v)  # (B, K, S, D)
+        return self.after(x, attend(q, k, v, bias))
+
+    def before(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.self_attn(self.input_layernorm(x), cos, sin)
+
+    def after(self, x: Tensor, y: Tensor) -> Tensor:
+        x = x + self.self_attn.o_proj(y.transpose(1, 2).flatten(2))
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -339,6 +349,7 @@ class Decoder(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
+        self.compiled = False
         self.model = nn.ModuleDict({
             "embed_tokens": nn.Embedding(config.vocab_size, config.hidden_size),
             "layers": nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers)),
@@ -353,6 +364,27 @@ class Decoder(nn.Module):
     def _tie(self) -> None:
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
+
+    def compile_blocks(self) -> None:
+        """torch.compile, block by block: a skip mask chooses among what is compiled, so a new one compiles nothing.
+
+        The first calls take long. ValueError where nothing can be compiled, as on a CPU without a C++ compiler.
+        """
+        try:
+            torch.compile(lambda x: x + 1)(self.lm_head.weight[:2, :2])
+        except Exception as error:  # whatever the back end of the day raises
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"torch.compile does not work here ({reason}); do without") from None
+        self.compiled = True
+        self._wrap_blocks(partial(torch.compile, dynamic=True))
+
+    def checkpoint_blocks(self) -> None:
+        """Keeps less of the forward pass: the backward pass computes a block's inner values again, but for attention."""
+        self._wrap_blocks(lambda part: partial(checkpoint, part, use_reentrant=False, preserve_rng_state=False))
+
+    def _wrap_blocks(self, wrap) -> None:
+        for block in self.model.layers:
+            block.before, block.after = wrap(block.before), wrap(block.after)
 
     def forward(
         self, tokens: Tensor, cache: KVCache | None = None, skip=None, logits_for: Tensor | None = None
@@ -452,6 +484,7 @@ def packed(model: Decoder, rows: int):
     """
     weight = model.lm_head.weight
     apt = weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    apt = apt and not model.compiled  # the compiler does not know that layout
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)] if apt else []
 
     def product(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:

@@ -154,7 +154,8 @@ class ScoreTokens(torch.autograd.Function):
 
     @staticmethod
     def logits(x: Tensor, weight: Tensor, temperature: float) -> Tensor:
-        return F.linear(x, weight).to(torch.promote_types(x.dtype, torch.float32)).div_(temperature)
+        logits = F.linear(x, weight).to(torch.promote_types(x.dtype, torch.float32))
+        return logits if temperature == 1 else logits.div_(temperature)
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -162,10 +163,12 @@ class ScoreTokens(torch.autograd.Function):
         size = math.ceil(LOGITS / len(weight))
         for part, target in zip(x.split(size), targets.split(size), strict=True):
             logits = ScoreTokens.logits(part, weight, temperature)
-            total.append(logits.logsumexp(dim=-1))
-            logits -= total[-1][:, None]
-            logprobs.append(logits.gather(1, target[:, None])[:, 0])
-            entropy.append(-(logits.exp() * logits).sum(dim=-1))
+            top = logits.amax(dim=-1)
+            p = (logits - top[:, None]).exp_()  # of a sum that is not 1
+            whole = p.sum(dim=-1)
+            total.append(top + whole.log())
+            logprobs.append(logits.gather(1, target[:, None])[:, 0] - total[-1])
+            entropy.append(total[-1] - torch.linalg.vecdot(p, logits) / whole)
         ctx.save_for_backward(x, weight, targets, torch.cat(total))
         ctx.temperature = temperature
         entropy = torch.cat(entropy)
@@ -180,7 +183,7 @@ class ScoreTokens(torch.autograd.Function):
         size = math.ceil(LOGITS / len(x))
         for start in range(0, len(weight), size):
             part = weight[start : start + size]
-            to_logits = (ScoreTokens.logits(x, part, ctx.temperature) - total[:, None]).exp_().mul_(-given[:, None])
+            to_logits = ScoreTokens.logits(x, part, ctx.temperature).sub_(total[:, None]).exp_().mul_(-given[:, None])
             rows = ((start <= targets) & (targets < start + size)).nonzero()[:, 0]  # whose target is among these
             to_logits[rows, targets[rows] - start] += given[rows]
             to_logits = to_logits.to(x.dtype)

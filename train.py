@@ -16,6 +16,7 @@ import math
 import sys
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from datetime import datetime
@@ -88,7 +89,9 @@ class Settings:
     lr: float | None = option(None, "learning rate of AdamW (default: 1e-5; for the embedded model 1e-4)")
     lr_warmup_steps: int = option(5, "steps over which the rate rises linearly")
     max_grad_norm: float = option(1.0, "the gradient is clipped to this norm; 0: not at all")
-    micro_batch: int = option(8, "completions a forward and backward pass; changes memory, not the gradient", low=1)
+    micro_batch_tokens: int = option(
+        2048, "tokens of a forward and backward pass, prompts and padding too; changes memory, not the gradient", low=1
+    )
 
     warmup_epochs: int | None = option(
         None,
@@ -239,7 +242,7 @@ def accumulate_gradient(
     log_rho, entropy = torch.zeros_like(rollout.logprobs), torch.zeros_like(rollout.logprobs)
     advantages = advantages.to(log_rho)
     total = 0.0
-    for rows, has_signal in micro_batches(rollout, advantages, s.micro_batch):
+    for rows, has_signal in micro_batches(rollout, advantages, s.micro_batch_tokens):
         prompts, mask = [rollout.prompts[row] for row in rows], rollout.mask[rows]
         with torch.set_grad_enabled(has_signal):
             logprobs, entropy[rows] = completion_logprobs(model, prompts, rollout.tokens[rows], mask, s.temperature)
@@ -267,15 +270,36 @@ def accumulate_gradient(
     return total, log_rho, entropy
 
 
-def micro_batches(rollout: Rollout, advantages: Tensor, size: int) -> list[tuple[list[int], bool]]:
-    """(rows, whether they have a gradient): completions of a prompt stand together, for they share its pass, and by
-    length; those with and without a signal apart."""
-    (_, of_prompt), lengths = distinct(rollout.prompts), rollout.mask.sum(dim=1).tolist()
-    order = sorted(range(len(lengths)), key=lambda row: (of_prompt[row], lengths[row]))
+def micro_batches(rollout: Rollout, advantages: Tensor, budget: int) -> list[tuple[list[int], bool]]:
+    """(rows, whether they have a gradient): those with and without a signal apart, each cut by tokens."""
+    signal, lengths = advantages.tolist(), rollout.mask.sum(dim=1).tolist()
+    with_signal, silent = ([row for row, a in enumerate(signal) if bool(a) == has] for has in (True, False))
+    return [
+        (rows, has_signal)
+        for chosen, has_signal in ((with_signal, True), (silent, False))
+        for rows in cut_by_tokens(chosen, rollout.prompts, lengths, budget)
+    ]
+
+
+def cut_by_tokens(rows: list[int], prompts: list[list[int]], lengths: list[int], budget: int) -> list[list[int]]:
+    """Rows in batches of at most `budget` tokens, or of one row: completions of a prompt stand together, for they share
+    its pass, and those of similar length, for a batch is as long as its longest."""
+
+    def tokens(batch: list[int]) -> int:
+        different, _ = distinct([prompts[row] for row in batch])
+        return len(batch) * max(lengths[row] for row in batch) + len(different) * max(map(len, different))
+
+    groups = defaultdict(list)
+    for row in sorted(rows, key=lengths.__getitem__):
+        groups[tuple(prompts[row])].append(row)
     batches = []
-    for has_signal in (True, False):
-        rows = [row for row in order if bool(advantages[row]) == has_signal]
-        batches += [(rows[start : start + size], has_signal) for start in range(0, len(rows), size)]
+    for group in sorted(groups.values(), key=lambda group: lengths[group[-1]]):
+        if not batches or tokens(batches[-1] + group) > budget:
+            batches.append([])
+        for row in group:
+            if batches[-1] and tokens(batches[-1] + [row]) > budget:
+                batches.append([])
+            batches[-1].append(row)
     return batches
 
 
@@ -292,9 +316,9 @@ def warm_up(run: Run) -> None:
         )
         loss = 0.0
         with run.log.phase("update"):
-            for start in range(0, len(problems), s.micro_batch):
-                rows = slice(start, start + s.micro_batch)
-                logprobs, _ = completion_logprobs(model, prompts[rows], tokens[rows], mask[rows])
+            lengths = mask.sum(dim=1).tolist()
+            for rows in cut_by_tokens(list(range(len(prompts))), prompts, lengths, s.micro_batch_tokens):
+                logprobs, _ = completion_logprobs(model, [prompts[row] for row in rows], tokens[rows], mask[rows])
                 part = supervised_loss(logprobs, mask[rows], normaliser(mask))
                 part.backward()
                 run.weights.collect_gradients()
@@ -435,7 +459,7 @@ def settings_of(given: dict) -> Settings:
 
 LESS_MEMORY = {
     "sample": "--samples, --prompts or --max-new-tokens",
-    "update": "--micro-batch or --max-new-tokens",
+    "update": "--micro-batch-tokens or --max-new-tokens",
     "evaluate": "--samples or --prompts, whose product is the size of a batch, or --max-new-tokens",
 }
 

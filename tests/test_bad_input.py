@@ -103,7 +103,7 @@ def complaint(checkpoint, problems, tmp_path, capsys):
         ("--samples", "1", "2 or more"),
         ("--prompts", "0", "1 or more"),
         ("--max-new-tokens", "0", "1 or more"),
-        ("--micro-batch", "0", "1 or more"),
+        ("--micro-batch-tokens", "0", "1 or more"),
         ("--eval-every", "0", "1 or more"),
         ("--temperature", "0", "0.01 or more"),
         ("--steps", "1.5", "invalid int"),

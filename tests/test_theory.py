@@ -395,7 +395,7 @@ def deviations(world: World, settings: train.Settings, batches: int = 60) -> Ten
     return along.mean(dim=0) / (along.std(dim=0) / batches**0.5)
 
 
-UNBIASED = {"advantage": "rloo", "normaliser": "completions", "is_cap": 0.0, "micro_batch": 512}
+UNBIASED = {"advantage": "rloo", "normaliser": "completions", "is_cap": 0.0, "micro_batch_tokens": 100_000}
 
 
 def test_t1_on_the_real_path_the_mean_gradient_of_sequence_weights_is_the_exact_one(world):

@@ -71,9 +71,11 @@ def test_the_gradient_does_not_depend_on_micro_batches(settings, normaliser):
     model = small_model(torch.float64)
     rollout = generate(model, PROMPTS, 4, 16, [0, 1], skip=(False, True, False, False), seed=0)
     settings = settings | {"normaliser": normaliser}
-    whole = gradient(model, rollout, micro_batch=12, **settings)
-    for size in (1, 5):
-        assert relative(gradient(model, rollout, micro_batch=size, **settings), whole) < 1e-5  # masters are float32
+    whole = gradient(model, rollout, micro_batch_tokens=10_000, **settings)
+    for budget in (1, 60):  # a completion at a time; five of 16 tokens
+        assert (
+            relative(gradient(model, rollout, micro_batch_tokens=budget, **settings), whole) < 1e-5
+        )  # masters are float32
 
 
 def test_silent_groups_get_a_forward_pass_for_the_diagnostics_and_no_backward_pass(monkeypatch):
@@ -88,9 +90,7 @@ def test_silent_groups_get_a_forward_pass_for_the_diagnostics_and_no_backward_pa
 
     monkeypatch.setattr(train, "completion_logprobs", spy)
     advantages = group_advantages(REWARDS).flatten()
-    loss, log_rho, entropy = accumulate_gradient(
-        model, MasterWeights(model), rollout, advantages, Settings(micro_batch=8)
-    )
+    loss, log_rho, entropy = accumulate_gradient(model, MasterWeights(model), rollout, advantages, Settings())
     assert with_gradient == [(8, True), (4, False)]
     assert (log_rho[4:8][rollout.mask[4:8]] != 0).all() and (entropy[4:8][rollout.mask[4:8]] > 0).all()
 
@@ -276,7 +276,7 @@ def test_loss_and_gradient_are_those_of_the_settings(settings, arguments):
     """Every flag of the correction reaches it, and the loss that is logged is the whole batch's."""
     model = small_model(torch.float32)
     rollout = generate(model, PROMPTS, 4, 8, [0], skip=(False, True, True, False), seed=0)
-    advantages, settings = group_advantages(REWARDS).flatten(), Settings(micro_batch=3, **settings)
+    advantages, settings = group_advantages(REWARDS).flatten(), Settings(micro_batch_tokens=30, **settings)
     weights = MasterWeights(model)
     loss, _, _ = accumulate_gradient(model, weights, rollout, advantages, settings)
     accumulated = torch.cat([p.grad.flatten() for p in weights.masters])
@@ -294,7 +294,7 @@ def test_completions_of_similar_length_share_a_micro_batch():
     """Padding is computed like any token: a short completion beside a long one would cost as much."""
     mask = torch.arange(6) < torch.tensor([5, 1, 3, 4, 2, 6])[:, None]
     rollout = Rollout([[1]] * 6, mask.long(), mask, torch.zeros(6, 6), torch.ones(6, dtype=torch.bool))
-    batches = train.micro_batches(rollout, torch.tensor([1.0, -1.0, 0.0, 1.0, 1.0, -1.0]), 2)
+    batches = train.micro_batches(rollout, torch.tensor([1.0, -1.0, 0.0, 1.0, 1.0, -1.0]), 11)
     assert batches == [([1, 4], True), ([3, 0], True), ([5], True), ([2], False)]
 
 
@@ -345,7 +345,10 @@ def test_gradients_of_micro_batches_are_added_up_in_float32():
 
 def test_warm_up_learns_rationales_and_their_end_from_the_train_split(loop, monkeypatch):
     """Prompts in the format of reinforced learning, tokens with the end token, every problem once an epoch."""
-    calls, run = spy(monkeypatch, train, "completion_logprobs"), loop(warmup_epochs=2, warmup_batch=4, micro_batch=3)
+    calls, run = (
+        spy(monkeypatch, train, "completion_logprobs"),
+        loop(warmup_epochs=2, warmup_batch=5, micro_batch_tokens=300),
+    )
     train.warm_up(run)
     seen = [
         (tuple(prompt), tuple(tokens[mask].tolist()))
@@ -362,8 +365,8 @@ def test_warm_up_learns_rationales_and_their_end_from_the_train_split(loop, monk
 def test_the_warm_up_s_loss_is_the_mean_over_the_batch_s_tokens(loop):
     """E3 with w = A = 1, whatever the micro-batches: those of short rationales must not weigh more."""
     rows = []
-    for size in (1, 3, 10):
-        run = loop(warmup_epochs=1, warmup_batch=10, micro_batch=size)
+    for budget in (1, 300, 10_000):
+        run = loop(warmup_epochs=1, warmup_batch=10, micro_batch_tokens=budget)
         if not rows:
             logprobs = []
             for problem in run.train:
@@ -596,7 +599,7 @@ def test_warm_up_teaches_the_rationales(run, monkeypatch):
 def test_the_reward_rises(run, monkeypatch, gradient):
     """The whole loop learns: paid for completions that begin with a small letter, a random model soon writes them."""
     pay(monkeypatch, lambda text, p, g: text[:1].islower())
-    flags = "--prompts 4 --samples 8 --max-new-tokens 2 --steps 30 --lr 0.01 --micro-batch 32".split()
+    flags = "--prompts 4 --samples 8 --max-new-tokens 2 --steps 30 --lr 0.01".split()
     flags += ["--prompt-template", "{question}"]
     _, out = run(*flags, "--gradient", gradient, "--eval-every", "1000")
     rewards = [row["reward"] for row in metrics(out)[1:]]
@@ -758,7 +761,7 @@ def test_ctrl_c_leaves_a_checkpoint(run, easy_reward, monkeypatch):
     ],
 )
 def test_out_of_memory_says_which_setting_to_lower(run, easy_reward, monkeypatch, capsys, error):
-    """By phase: here sampling ran out, which --micro-batch would not help."""
+    """By phase: here sampling ran out, which --micro-batch-tokens would not help."""
     interrupt_in_step_2(monkeypatch, error)
     status, out = run()
     assert status == 1 and (out / "checkpoint").exists()
