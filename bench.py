@@ -40,7 +40,7 @@ from losses import group_advantages
 from model import Decoder
 from rollout import completion_logprobs, generate
 from skip import sample_mask, valid_layers
-from train import EMBEDDED, Settings, accumulate_gradient
+from train import EMBEDDED, Settings, accumulate_gradient, micro_batches
 
 
 def in_turn(cases: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:
@@ -71,6 +71,10 @@ class Bench:
         self.flags = flags
         self.folder = flags.model or EMBEDDED
         self.model, self.tokenizer = load_model(self.folder, flags.dtype, flags.device)
+        if flags.compile:
+            self.model.compile_blocks()
+        if flags.gradient_checkpointing:
+            self.model.checkpoint_blocks()
         problems = data.load(flags.dataset, "test", flags.data_dir)
         self.prompts = [self.tokenizer.encode_prompt(problem.question) for problem in problems]
         self.lengths = defaultdict(list)  # of the completions, by case
@@ -201,7 +205,7 @@ class Bench:
     def step(self) -> list[dict]:
         """Advantages by the parity of a completion's length: no group is silent."""
         P, G = self.flags.shapes[0]
-        s = Settings(micro_batch=self.flags.micro_batch)
+        s = Settings(micro_batch_tokens=self.flags.micro_batch_tokens)
         weights, times = MasterWeights(self.model), defaultdict(list)
         for _ in range(self.flags.repeats):
             start = time.perf_counter()
@@ -215,9 +219,9 @@ class Bench:
             weights.step(1e-6, 1.0)
             stepped = time.perf_counter()
             with torch.no_grad():
-                for row in range(0, P * G, s.micro_batch):
-                    part = slice(row, row + s.micro_batch)
-                    completion_logprobs(self.model, rollout.prompts[part], rollout.tokens[part], rollout.mask[part])
+                for rows, _ in micro_batches(rollout, advantages, s.micro_batch_tokens):
+                    prompts = [rollout.prompts[row] for row in rows]
+                    completion_logprobs(self.model, prompts, rollout.tokens[rows], rollout.mask[rows])
             forward = time.perf_counter() - stepped
             parts = {"sample": sampled - start, "forward": forward, "backward": updated - sampled - forward}
             parts |= {"optimiser": stepped - updated, "step": stepped - start}
@@ -300,7 +304,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data-dir", help="folder with the data set's files (default: a cache, filled by a download)")
     parser.add_argument("--shapes", default="8x8", help="prompts × samples, such as 8x8,1x1 (default: 8x8)")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="(default: 128)")
-    parser.add_argument("--micro-batch", type=int, default=8, help="completions a backward pass (default: 8)")
+    parser.add_argument("--micro-batch-tokens", type=int, default=2048, help="of a backward pass (default: 2048)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile, block by block")
+    parser.add_argument("--gradient-checkpointing", action="store_true", help="less memory for a slower update")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="(default: float32)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     parser.add_argument("--repeats", type=int, default=3, help="runs whose median is printed (default: 3)")

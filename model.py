@@ -318,8 +318,8 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One layer of D1: attention and MLP, each with its norm before and its residual around.
 
-    What comes before and after `attend` and the cache are functions of tensors alone, which `Decoder.compile_blocks` and
-    `Decoder.checkpoint_blocks` wrap.
+    What comes before and after the cache and `attend` are functions of tensors alone: `Decoder.compile_blocks` and
+    `Decoder.checkpoint_blocks` wrap them.
     """
 
     def __init__(self, config: Config):
@@ -365,21 +365,22 @@ class Decoder(nn.Module):
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
-    def compile_blocks(self) -> None:
+    def compile_blocks(self, backend="inductor") -> None:
         """torch.compile, block by block: a skip mask chooses among what is compiled, so a new one compiles nothing.
 
         The first calls take long. ValueError where nothing can be compiled, as on a CPU without a C++ compiler.
         """
         try:
-            torch.compile(lambda x: x + 1)(self.lm_head.weight[:2, :2])
+            torch.compile(lambda x: x + 1, backend=backend)(self.lm_head.weight[:2, :2].detach())
         except Exception as error:  # whatever the back end of the day raises
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"torch.compile does not work here ({reason}); do without") from None
+        torch._dynamo.config.recompile_limit = 32  # one row or many, one token or many, a gradient or none: 16 graphs
         self.compiled = True
-        self._wrap_blocks(partial(torch.compile, dynamic=True))
+        self._wrap_blocks(partial(torch.compile, backend=backend, dynamic=True))
 
     def checkpoint_blocks(self) -> None:
-        """Keeps less of the forward pass: the backward pass computes a block's inner values again, but for attention."""
+        """Keeps less of a forward pass: backward computes a block's inner values again, all but attention's."""
         self._wrap_blocks(lambda part: partial(checkpoint, part, use_reentrant=False, preserve_rng_state=False))
 
     def _wrap_blocks(self, wrap) -> None:

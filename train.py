@@ -53,7 +53,7 @@ def option(default, help: str, choices: tuple = (), low: float = 0, high: float 
 
 
 def kind(f: Field) -> type:
-    """str, int or float; float of float | None."""
+    """str, int, float or bool; float of float | None."""
     return f.type if isinstance(f.type, type) else f.type.__args__[0]
 
 
@@ -106,6 +106,8 @@ class Settings:
     save_every: int = option(20, "steps between checkpoints, in the warm-up too", low=1)
     keep: int = option(2, "checkpoints to keep: the last one and, beside it, older ones", low=1)
     dtype: str = option("float32", "of the forward and backward passes; AdamW is float32", ("float32", "bfloat16"))
+    compile: bool = option(False, "torch.compile, block by block: a slow first batch, then a faster update")
+    gradient_checkpointing: bool = option(False, "compute in the backward pass again what else fills the memory")
     device: str = option("auto", "cpu, cuda, cuda:1 or mps; auto: the best there is")
     seed: int = option(0, "of the order of the problems, the masks and the completions", high=2**31 - 1)
 
@@ -400,10 +402,13 @@ def parse(arguments: list[str] | None) -> tuple[dict, bool]:
     )
     for f in fields(Settings):
         notes = [", ".join(f.metadata["choices"])] if f.metadata["choices"] else []
-        notes += [f"default: {f.default}"] if f.default not in ("", None) else []
+        notes += [f"default: {f.default}"] if f.default not in ("", None) and kind(f) is not bool else []
         help = f.metadata["help"] + (f" ({'; '.join(notes)})" if notes else "")
         flag = f"--{f.name.replace('_', '-')}"
-        parser.add_argument(flag, type=kind(f), default=argparse.SUPPRESS, help=help, metavar="X")
+        if kind(f) is bool:
+            parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=help)
+        else:
+            parser.add_argument(flag, type=kind(f), default=argparse.SUPPRESS, help=help, metavar="X")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, as if it had not stopped")
     given = vars(parser.parse_args(arguments))
     return given, given.pop("resume")
@@ -420,6 +425,10 @@ def set_up(given: dict, resume: bool = False) -> Run:
     checkpoint = newest_checkpoint(out) if resume else None
     problems = {split: data.load(s.dataset, split, s.data_dir or None) for split in data.SPLITS[s.dataset]}
     model, tokenizer = load_model(checkpoint or s.model or EMBEDDED, s.dtype, s.device, s.prompt_template or None)
+    if s.compile:
+        model.compile_blocks()
+    if s.gradient_checkpointing:
+        model.checkpoint_blocks()
     valid = parse_valid_layers(s.valid_layers, model.config.num_hidden_layers)  # SKIP
     sample_mask(model.config.num_hidden_layers, s.skip_ratio, valid, torch.Generator())  # SKIP: refuses what cannot be
     check_room(model, tokenizer, sum(problems.values(), []), s.max_new_tokens)
@@ -459,7 +468,7 @@ def settings_of(given: dict) -> Settings:
 
 LESS_MEMORY = {
     "sample": "--samples, --prompts or --max-new-tokens",
-    "update": "--micro-batch-tokens or --max-new-tokens",
+    "update": "--micro-batch-tokens or --max-new-tokens, or try --gradient-checkpointing",
     "evaluate": "--samples or --prompts, whose product is the size of a batch, or --max-new-tokens",
 }
 

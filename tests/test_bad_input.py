@@ -299,6 +299,17 @@ def test_a_failed_download_exits_with_1(complaint, monkeypatch):
     assert "http://127.0.0.1:1/SVAMP.json" in line and "--dataset arith" in line
 
 
+def test_compiling_where_nothing_compiles_is_one_line(complaint, monkeypatch):
+    """A CPU without a C++ compiler, say: known before anything is sampled."""
+
+    def broken(*_, **__):
+        raise RuntimeError("no C++ compiler\nand a long story")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    line = complaint(train, "--compile")
+    assert "no C++ compiler" in line and "do without" in line
+
+
 # For real
 
 
@@ -318,6 +329,6 @@ def test_help_names_every_setting_with_its_choices_and_default(capsys):
     assert exit.value.code == 0
     help = " ".join(capsys.readouterr().out.split())
     for field in fields(train.Settings):
-        assert f"--{field.name.replace('_', '-')} X" in help
+        assert f"--{field.name.replace('_', '-')}{' X' * (field.type is not bool)} " in help
         assert field.metadata["help"] in help
     assert ", ".join(data.DATASETS) in help and "(default: 0.3)" in help

@@ -768,6 +768,18 @@ def test_out_of_memory_says_which_setting_to_lower(run, easy_reward, monkeypatch
     assert "--samples, --prompts or --max-new-tokens" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "flag, method", [("--compile", "compile_blocks"), ("--gradient-checkpointing", "checkpoint_blocks")]
+)
+def test_the_wraps_of_blocks_are_asked_for_by_flags(run, monkeypatch, flag, method):
+    """test_blocks.py holds what they do."""
+    calls = []
+    monkeypatch.setattr(Decoder, method, calls.append)
+    assert run(flag, "--steps", "1")[0] == 0 and len(calls) == 1
+    config = json.loads((run(flag, "--steps", "0", out="other")[1] / "config.json").read_text())
+    assert config[flag.strip("-").replace("-", "_")] is True
+
+
 def test_an_error_of_our_own_is_not_hidden_and_loses_nothing(run, easy_reward, monkeypatch, tmp_path):
     """A traceback is right for a bug; the checkpoint is written all the same."""
     interrupt_in_step_2(monkeypatch, RuntimeError("shape mismatch"))
