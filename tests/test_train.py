@@ -774,7 +774,7 @@ def test_out_of_memory_says_which_setting_to_lower(run, easy_reward, monkeypatch
 def test_the_wraps_of_blocks_are_asked_for_by_flags(run, monkeypatch, flag, method):
     """test_blocks.py holds what they do."""
     calls = []
-    monkeypatch.setattr(Decoder, method, calls.append)
+    monkeypatch.setattr(Decoder, method, lambda model: calls.append(model))
     assert run(flag, "--steps", "1")[0] == 0 and len(calls) == 1
     config = json.loads((run(flag, "--steps", "0", out="other")[1] / "config.json").read_text())
     assert config[flag.strip("-").replace("-", "_")] is True
