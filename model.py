@@ -349,7 +349,6 @@ class Decoder(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        self.compiled = False
         self.model = nn.ModuleDict({
             "embed_tokens": nn.Embedding(config.vocab_size, config.hidden_size),
             "layers": nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers)),
@@ -376,7 +375,6 @@ class Decoder(nn.Module):
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"torch.compile does not work here ({reason}); do without") from None
         torch._dynamo.config.recompile_limit = 32  # one row or many, one token or many, a gradient or none: 16 graphs
-        self.compiled = True
         self._wrap_blocks(partial(torch.compile, backend=backend, dynamic=True))
 
     def checkpoint_blocks(self) -> None:
@@ -485,7 +483,6 @@ def packed(model: Decoder, rows: int):
     """
     weight = model.lm_head.weight
     apt = weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
-    apt = apt and not model.compiled  # the compiler does not know that layout
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)] if apt else []
 
     def product(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
@@ -494,9 +491,14 @@ def packed(model: Decoder, rows: int):
     for linear in linears:
         matrix = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), rows)
         linear.forward = partial(product, matrix=matrix, bias=linear.bias)
+    # Compiled blocks stand aside: the compiler does not know that layout, and gains less than it does.
+    blocks = [vars(block) for block in model.model.layers] if apt else []
+    wrapped = [{name: block.pop(name) for name in ("before", "after") if name in block} for block in blocks]
     try:
         yield
     finally:
+        for block, parts in zip(blocks, wrapped, strict=True):
+            block.update(parts)
         for linear in linears:
             del linear.forward  # the class's own is back
 
