@@ -1,11 +1,12 @@
 """What of a run must outlive the process: its state on disk, and the moments at which it must not be stopped.
 
-The state of a run is the model's weights, AdamW's (`MasterWeights`), the phase and the step, a step's figures while
-they are not yet written, and how long the files of `Log` were. Nothing else: every random draw is a function of (seed,
-step), and settings and data are on disk already. `save` writes the state, `restore` takes it up; a run that was stopped
-goes on bit by bit as if it had not been, on the same machine with the same number of threads.
+The state of a run is the model's weights, AdamW's (`MasterWeights`), what nested models are made from, the phase and
+the step, a step's figures while they are not yet written, and how long the files of `Log` were. Nothing else: every
+random draw is a function of (seed, step), and settings and data are on disk already. `save` writes the state, `restore`
+takes it up; a run that was stopped goes on bit by bit as if it had not been, on the same machine with as many threads.
 
     DIR/checkpoint/             the last one: a Hugging Face folder (config.json, model.safetensors, the tokenizer)
+        nested/                 measured.safetensors: the bypass and the order in which layers can be left out
         training/               optimizer.safetensors and state.json: what else a resume needs
     DIR/checkpoint-STEP/        older ones, as many as --keep says
 """
@@ -18,14 +19,17 @@ import signal
 import warnings
 import zlib
 from contextlib import contextmanager
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model import Decoder
+from skip import Measured
 
 
 def save(run) -> None:
@@ -37,7 +41,7 @@ def save(run) -> None:
     if run.log.saved == described(newest, run):  # a step's weights are the same, however often it is come to
         return
     state = {
-        **{"phase": run.phase, "step": run.step, "figures": run.figures},
+        **{"phase": run.phase, "step": run.step, "figures": run.figures, "watch": asdict(run.watch)},
         **{"samples": run.log.samples, "sizes": run.log.sizes},
         **{"problems": fingerprint(run), "threads": torch.get_num_threads()},
     }
@@ -46,6 +50,7 @@ def save(run) -> None:
             shutil.rmtree(partial, ignore_errors=True)
             run.model.save_pretrained(partial)
             run.tokenizer.save(partial)
+            save_measured(run, partial)
             (partial / "training").mkdir()  # apart: whoever serves the model reads all *.safetensors beside config.json
             save_file(run.weights.state(), partial / "training" / "optimizer.safetensors")
             (partial / "training" / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
@@ -86,7 +91,9 @@ def restore(run, checkpoint: Path) -> None:
         state = json.loads((training / "state.json").read_text(encoding="utf-8"))
         run.weights.load(load_file(training / "optimizer.safetensors"))
         run.phase, run.step, run.figures = state["phase"], state["step"], state["figures"]
+        run.watch = replace(run.watch, **state["watch"])
         run.log.samples, sizes = state["samples"], state["sizes"]
+        read_measured(run, checkpoint, resumed=True)
         problems, threads = state["problems"], state["threads"]
     except FileNotFoundError as error:
         raise ValueError(f"{checkpoint}: cannot be resumed from, {Path(error.filename).name} is not there") from None
@@ -100,6 +107,42 @@ def restore(run, checkpoint: Path) -> None:
         )
     run.log.rewind(sizes)
     run.log.saved = described(checkpoint, run)
+
+
+def save_measured(run, folder: Path) -> None:
+    """Writes what `train.measure_nested` found, if anything, into folder/nested: a directory of its own, as above."""
+    tensors = {} if run.model.bypass is None else {"bypass": run.model.bypass}
+    if run.measured:
+        tensors |= {name: torch.from_numpy(np.array(figures)) for name, figures in asdict(run.measured).items()}
+    if tensors:
+        (folder / "nested").mkdir(exist_ok=True)
+        save_file(tensors, folder / "nested" / "measured.safetensors", metadata={"of": measured_of(run)})
+
+
+def read_measured(run, folder: Path, resumed: bool = False) -> bool:
+    """Takes up what `save_measured` wrote. False where there is nothing, or of other weights or settings; what is
+    resumed may be of earlier weights."""
+    path = folder / "nested" / "measured.safetensors"
+    if not path.is_file():
+        return False
+    with safe_open(path, framework="pt") as file:
+        if not resumed and (file.metadata() or {}).get("of") != measured_of(run):
+            return False
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+    if "bypass" in tensors:
+        run.model.bypass = tensors["bypass"].to(run.model.lm_head.weight)
+    if "order" in tensors:
+        run.measured = Measured(*(tensors[f.name].tolist() for f in fields(Measured)))
+    return True
+
+
+def measured_of(run) -> str:
+    """What a measurement depends on, the weights by the first row of each."""
+    s, weights = run.settings, zlib.crc32(b"")
+    for parameter in run.model.parameters():
+        weights = zlib.crc32(parameter.detach()[:1].float().cpu().numpy().tobytes(), weights)
+    settings = s.dataset, s.valid_layers, s.bypass, s.temperature, s.max_new_tokens, s.prompt_template, s.seed
+    return repr((run.phase, *settings, weights))
 
 
 def fingerprint(run) -> int:

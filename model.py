@@ -2,7 +2,8 @@
 
 Reading order: `Decoder.hidden` first, then `Block`, `Attention`, `KVCache`; loading and saving are at the end. Names
 of parameters and of configuration keys are Hugging Face's, so a checkpoint needs no mapping. Definitions of the method:
-D1 (a layer is a whole `Block`) and D3 (a skipped block is the identity). Lines that exist for skipping carry `# SKIP`.
+D1 (a layer is a whole `Block`) and D3 (a skipped block is the identity, or adds a vector, its `bypass`). Lines that
+exist for skipping carry `# SKIP`.
 
 Departures from transformers: no dropout; no attention mask argument (a row is padded on the right, where causal
 attention never looks, or on the left in a `KVCache` that knows by how much); norms and rotary tables are computed in
@@ -355,6 +356,7 @@ class Decoder(nn.Module):
             "norm": RMSNorm(config.hidden_size, config.rms_norm_eps),
         })  # fmt: skip
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.register_buffer("bypass", None, persistent=False)  # SKIP: None, or (L, 2, C) as `mean_updates` gives
         self._tie()
         for name, parameter in self.named_parameters():
             if not name.endswith("norm.weight"):
@@ -401,7 +403,8 @@ class Decoder(nn.Module):
 
         cache: what came before; rows are read behind it, and it is advanced by T.  Without a cache every row starts at
             position 0, and shorter rows are padded on the right with anything.
-        skip: L bools, True = the block is skipped, that is the identity (D3); None skips nothing.
+        skip: L bools, True = the block is skipped (D3): it is the identity, or adds its vector of `bypass`, which has
+            one for a row's first position and one for all others.  None skips nothing.
         """
         T, L = tokens.shape[1], self.config.num_hidden_layers
         skip = (False,) * L if skip is None else tuple(skip)  # SKIP
@@ -417,12 +420,35 @@ class Decoder(nn.Module):
         rotary = rotary_tables(self.config, positions, x.dtype)
         for layer, block in enumerate(self.model.layers):
             if skip[layer]:  # SKIP
+                x = x if self.bypass is None else x + self.bypass[layer][(positions > 0).long()]  # SKIP
                 continue  # SKIP
             x = block(x, rotary, bias, cache, layer)
         if cache is not None:
             cache.length += T
 
         return self.model.norm(x)
+
+    @torch.no_grad()
+    def mean_updates(self, tokens: Tensor, mask: Tensor) -> Tensor:  # SKIP
+        """What each block adds to its input: the mean over the first positions of the rows, and over all others.
+
+        tokens, mask: (B, T), rows that end early padded on the right -> (L, 2, C), a `bypass` for skipped blocks.
+        The first position has a vector of its own: the attention of all others comes to rest on it, and its states are
+        unlike theirs (Sun et al., 2024; Xiao et al., 2024).
+        """
+        means = []
+
+        def add(block, arguments, output) -> None:
+            update = (output - arguments[0]).to(torch.promote_types(output.dtype, torch.float32))
+            means.append(torch.stack((update[:, 0].mean(0), update[:, 1:][mask[:, 1:]].mean(0))))
+
+        hooks = [block.register_forward_hook(add) for block in self.model.layers]
+        try:
+            self.hidden(tokens)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.stack(means).to(self.lm_head.weight.dtype)
 
     @classmethod
     def from_pretrained(cls, folder_or_hub_id: str | Path, dtype=torch.float32, device="cpu") -> "Decoder":

@@ -80,7 +80,10 @@ def examples(step: int, mode: str, records: list[list[dict]]) -> list[dict]:
 def readable(phase: str, step: int, steps: int, f: dict, seconds: float | None) -> str:
     """A step's figures as the line for the terminal."""
     if phase == "warmup":
-        return f"warm-up {step}/{steps}  loss {f['loss']:.3f}  {seconds:.1f} s"
+        nested = (
+            f"  acceptance {f['acceptance']:.3f} without {len(f['skipped_layers'])} layers" if "acceptance" in f else ""
+        )
+        return f"warm-up {step}/{steps}  loss {f['loss']:.3f}{nested}  {seconds:.1f} s"
     parts = [f"step {step}/{steps}"]
     if step:
         update = f"loss {f['loss']:+.4f}" if f["stepped"] else "no group has a signal: no step"
@@ -92,6 +95,20 @@ def readable(phase: str, step: int, steps: int, f: dict, seconds: float | None) 
     if "test_accuracy" in f:
         parts.append(readable_accuracy(f))
     return "  ".join(parts)
+
+
+def readable_layers(measured, valid: list[int], n_skipped: int) -> str:
+    """A `skip.Measured` as a table: the layers in the order in which they can be left out."""
+    n = len(valid)
+    rows = {
+        "layer": [str(layer) for layer in measured.order],
+        "accepted without it": [f"{measured.alone[layer]:.2f}" for layer in measured.order],
+        "and those before": [f"{together:.2f}" for together in measured.together],
+    }
+    lines = [f"{name:20}" + "".join(f"{cell:>5}" for cell in cells[:n]) for name, cells in rows.items()]
+    others = ", ".join(f"{layer} ({measured.alone[layer]:.2f})" for layer in sorted(measured.order[n:]))
+    masks = f"{n_skipped} of these are skipped: {math.comb(n, n_skipped):,} masks"
+    return "\n".join(["", *lines, masks + (f"; never {others}" if others else ""), ""])
 
 
 def readable_accuracy(f: dict) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from model import Decoder, KVCache, packed
 
@@ -121,6 +122,22 @@ def completion_logprobs(
     """log π of given completions, differentiable, and π's entropy at each token, detached.
 
     prompts: n lists; tokens, mask: (n, T) as in `Rollout` -> (n, T) each, 0 outside the mask.
+    """
+    return score_states(model, completion_hidden(model, prompts, tokens, mask, skip), tokens, mask, temperature)
+
+
+def score_states(
+    model: Decoder, states: Tensor, tokens: Tensor, mask: Tensor, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """`completion_logprobs` of the states (m, C) that `completion_hidden` gives."""
+    logprobs, entropy = ScoreTokens.apply(states, model.lm_head.weight, tokens[mask], temperature)  # (m,)
+    zeros = torch.zeros(mask.shape, dtype=logprobs.dtype, device=logprobs.device)
+    return zeros.masked_scatter(mask, logprobs), zeros.masked_scatter(mask, entropy)
+
+
+def completion_hidden(model: Decoder, prompts: list[list[int]], tokens: Tensor, mask: Tensor, skip=None) -> Tensor:
+    """The states (m, C) that the m completion tokens are predicted from; n prompts, tokens and mask (n, T).
+
     Rows with the same prompt share one pass over it; gradients flow back through its keys and values.
     """
     different, numbers = distinct(prompts)
@@ -132,9 +149,7 @@ def completion_logprobs(
     if width > 1:
         cache.copy_rows(of_prompt)
         x = torch.cat((x, model.hidden(tokens[:, : width - 1], cache, skip)), dim=1)  # (n, width, C)
-    logprobs, entropy = ScoreTokens.apply(x[mask[:, :width]], model.lm_head.weight, tokens[mask], temperature)  # (m,)
-    zeros = torch.zeros(mask.shape, dtype=logprobs.dtype, device=logprobs.device)
-    return zeros.masked_scatter(mask, logprobs), zeros.masked_scatter(mask, entropy)
+    return x[mask[:, :width]]
 
 
 def distinct(prompts: list[list[int]]) -> tuple[list[list[int]], list[int]]:
@@ -190,6 +205,28 @@ class ScoreTokens(torch.autograd.Function):
             to_x += to_logits @ part
             torch.mm(to_logits.T, x, out=to_weight[start : start + size])
         return to_x.to(x.dtype), to_weight, None, None
+
+
+def divergence(x: Tensor, y: Tensor, weight: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """How far q = softmax(y weightᵀ/τ) is from p = softmax(x weightᵀ/τ), x and y (m, C): the means over the m tokens
+    of KL(p‖q) and, detached, of Σ min(p, q) = 1 − TV(p, q), the share of q's tokens that p would accept.
+
+    The gradient is that of q alone: p is what q is to become (distillation; Hinton et al., 2015). The logits, about
+    LOGITS at a time, are computed again in the backward pass.
+    """
+
+    def compare(x: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        log_p = log_softmax(F.linear(x, weight).detach(), temperature)
+        log_q, p = log_softmax(F.linear(y, weight), temperature), log_p.exp()
+        return (p * (log_p - log_q)).sum(), torch.minimum(p, log_q.detach().exp()).sum()
+
+    size = math.ceil(LOGITS / len(weight))
+    parts = [
+        checkpoint(compare, *part, weight, use_reentrant=False, preserve_rng_state=False)
+        for part in zip(x.split(size), y.split(size), strict=True)
+    ]
+    kl, overlap = (torch.stack(each).sum() / len(x) for each in zip(*parts, strict=True))
+    return kl, overlap
 
 
 def completion_logprobs_naive(model, prompts, tokens, mask, temperature=1.0, skip=None) -> tuple[Tensor, Tensor]:

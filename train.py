@@ -33,23 +33,34 @@ from checkpoint import (
     MasterWeights,
     interrupted,
     newest_checkpoint,
+    read_measured,
     restore,
     save,
+    save_measured,
     terminable,
     uninterrupted,
 )
 from data.prompts import Tokenizer
 from evaluate import accuracy, check_room, complain, evaluate, load_model, out_of_memory, score
 from losses import diagnostics, gradient_weights, group_advantages, log_ratio, normaliser, policy_loss, supervised_loss
-from model import Decoder
-from report import Log, examples, print_report, read, readable
-from rollout import Rollout, completion_logprobs, distinct, generate, pack
-from skip import parse_valid_layers, sample_mask
+from model import Decoder, find_checkpoint
+from report import Log, examples, print_report, read, readable, readable_layers
+from rollout import (
+    Rollout,
+    completion_hidden,
+    completion_logprobs,
+    distinct,
+    divergence,
+    generate,
+    pack,
+    score_states,
+)
+from skip import Measured, Watch, measure, parse_valid_layers, sample_mask
 
 
-def option(default, help: str, choices: tuple = (), low: float = 0, high: float = math.inf):
-    """A field of Settings: a flag with its default, its help, and what it may be."""
-    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
+def option(default, help: str, choices: tuple = (), low: float = 0, high: float = math.inf, word: str = ""):
+    """A field of Settings: a flag with its default, its help, and what it may be; a number's may be a word as well."""
+    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high, "word": word})
 
 
 def kind(f: Field) -> type:
@@ -57,6 +68,8 @@ def kind(f: Field) -> type:
     return f.type if isinstance(f.type, type) else f.type.__args__[0]
 
 
+PROBE = 16  # problems that nested models are measured on
+FAR = 0.5  # acceptance below which a warning is due
 EMBEDDED = Path(__file__).parent / "data" / "tiny"  # the default model; data/tiny.py makes it
 
 
@@ -70,8 +83,24 @@ class Settings:
     prompt_template: str = option("", "prompt with {question} in it; none: the checkpoint's own chat template")
     out: str = option("", "folder to write to; none: runs/ and the time")
 
-    skip_ratio: float = option(0.3, "share of all layers that a batch is sampled without, 0 to 1", high=1)  # SKIP
-    valid_layers: str = option("border:1", "layers that may be skipped: border:K or a list such as 2,5,8-11")  # SKIP
+    skip_ratio: float | str = option(  # SKIP
+        0.3,
+        "share of all layers that a batch is sampled without, 0 to 1; auto: as --min-acceptance allows",
+        high=1,
+        word="auto",
+    )
+    min_acceptance: float = option(
+        0.7, "acceptance of the batches that --skip-ratio auto keeps above", low=0.01, high=0.99
+    )  # SKIP
+    valid_layers: str = option(  # SKIP
+        "measured", "layers that may be skipped: measured, by the acceptance, border:K, or a list such as 2,5,8-11"
+    )
+    bypass: str | None = option(  # SKIP
+        None,
+        "what a skipped layer becomes: its mean update, or the identity (default: mean; for the embedded model, which "
+        "was trained so, identity)",
+        ("mean", "identity"),
+    )
     gradient: str = option("is", "correction for sampling from the nested model", ("on-policy", "is", "retrace"))
     is_level: str = option("token", "importance weights by token (E6) or by sequence (E5)", ("token", "sequence"))
     is_cap: float = option(2.0, "importance weights are truncated here; 0: not at all")
@@ -100,6 +129,9 @@ class Settings:
     )
     warmup_lr: float | None = option(None, "its peak learning rate (default: 1e-4; for the embedded model 1e-3)")
     warmup_batch: int = option(16, "problems a step of the warm-up", low=1)
+    layer_dropout: float = option(  # SKIP
+        0.0, "share of the layers without which the warm-up teaches the nested models too, rising to it", high=1
+    )
 
     eval_every: int = option(20, "steps between evaluations on the test split, besides before and after", low=1)
     eval_problems: int = option(500, "problems of an evaluation at most", low=1)
@@ -117,15 +149,18 @@ class Settings:
             value, choices, low, high = getattr(self, f.name), *(f.metadata[key] for key in ("choices", "low", "high"))
             given = f"--{f.name.replace('_', '-')} is {value!r}"
             undecided = value is None and f.default is None
+            if value and value == f.metadata["word"]:
+                continue
             if not undecided and not isinstance(value, (int, float) if kind(f) is float else kind(f)):
                 raise ValueError(f"{given}; expected {kind(f).__name__}")
-            if choices and value not in choices:
+            if choices and not undecided and value not in choices:
                 raise ValueError(f"{given}; expected one of {', '.join(choices)}")
             if isinstance(value, (int, float)) and not (low <= value <= high and math.isfinite(value)):
                 raise ValueError(
                     f"{given}; expected {low} or more"
                     if high == math.inf
                     else f"{given}; expected a number from {low} to {high}"
+                    + f" or {f.metadata['word']}" * bool(f.metadata["word"])
                 )
         normaliser(torch.ones(1, 1), self.normaliser)
 
@@ -133,6 +168,7 @@ class Settings:
         """With the defaults that depend on the model in place of None."""
         embedded = not self.model or Path(self.model).resolve() == EMBEDDED.resolve()
         defaults = {
+            "bypass": "identity" if embedded else "mean",
             "lr": 1e-4 if embedded else 1e-5,
             "warmup_lr": 1e-3 if embedded else 1e-4,
             "warmup_epochs": 20 if embedded and self.dataset != "arith" else 0,
@@ -149,7 +185,7 @@ class Run:
     tokenizer: Tokenizer
     train: list[data.Problem]
     tests: dict[str, list[data.Problem]]  # by split: test, and arith's wordings
-    valid: list[int]  # SKIP
+    valid: list[int] | None  # SKIP: None: measured
     log: Log
 
     def __post_init__(self):
@@ -158,19 +194,39 @@ class Run:
         self.step = 0  # that was taken last, within the phase
         self.figures: dict | None = None  # of that step, until they are written
         self.intact = True  # False while weights and step are on their way to the next step
+        self.measured: Measured | None = None  # SKIP: by `measure_nested`
+        ratio, n_layers = self.settings.skip_ratio, self.model.config.num_hidden_layers
+        self.watch = Watch(1 if ratio == "auto" else round(ratio * n_layers))  # SKIP: without how many layers to sample
+
+    def mask(self, n_skipped: int, step: int) -> tuple[bool, ...]:  # SKIP
+        """D3 with that many layers: the mask of a step."""
+        n_layers = self.model.config.num_hidden_layers
+        generator = torch.Generator().manual_seed((self.settings.seed * 1_000_003 + step) % 2**32)  # it reads 32 bits
+        valid = self.valid
+        if valid is None:
+            valid = self.measured.valid_layers(n_skipped) if self.measured else []
+        return sample_mask(n_layers, n_skipped / n_layers, valid, generator)
+
+    def unmeasured(self) -> bool:  # SKIP
+        """Whether `measure_nested` has to come before a layer can be skipped."""
+        return (self.valid is None and self.measured is None) or (
+            self.settings.bypass == "mean" and self.model.bypass is None
+        )
 
 
 def reinforce(run: Run) -> None:
     """The method: batches, each sampled under a skip mask of its own, each one step of the full model."""
     s, model, log = run.settings, run.model, run.log
-    n_layers = model.config.num_hidden_layers
+    if s.skip_ratio and run.unmeasured():  # SKIP
+        prepare_nested(run)
     if run.figures is not None:  # step 0, or a step whose evaluation was interrupted
         finish_step(run)
     for step in tqdm(range(run.step + 1, s.steps + 1), desc="steps", leave=False, disable=None):
         problems = draw(run.train, s.prompts, step, s.seed)
         prompts = [run.tokenizer.encode_prompt(problem.question) for problem in problems]
-        masks = torch.Generator().manual_seed((s.seed * 1_000_003 + step) % 2**32)  # SKIP: it reads 32 bits
-        skip = sample_mask(n_layers, s.skip_ratio, run.valid, masks)  # SKIP
+        if run.watch.drifted():  # SKIP
+            prepare_nested(run)
+        skip = run.mask(run.watch.n_skipped, step)  # SKIP
 
         sample = partial(
             generate,
@@ -192,7 +248,7 @@ def reinforce(run: Run) -> None:
         with log.phase("update"):
             loss, log_rho, entropy = accumulate_gradient(model, run.weights, rollout, advantages.flatten(), s)
             figures = describe(rollout, rewards, advantages, log_rho, entropy, log.seconds["seconds_sample"]) | compared
-            figures["skipped_layers"] = [layer for layer in range(n_layers) if skip[layer]]
+            figures["skipped_layers"] = [layer for layer, skipped in enumerate(skip) if skipped]
             figures["lr"] = s.lr * min(1.0, step / max(1, s.lr_warmup_steps))
             figures["stepped"] = bool(advantages.any())
             figures["loss"] = loss if figures["stepped"] else None
@@ -200,6 +256,65 @@ def reinforce(run: Run) -> None:
         finish_step(run)
     if s.steps and not any(row["stepped"] for row in read(log.folder)):
         print("no batch had a signal, nothing was learned: warm up first (--warmup-epochs) or skip less (--skip-ratio)")
+
+
+def prepare_nested(run: Run) -> None:  # SKIP
+    """Has nested models measured, and says what came of it. What a checkpoint itself gives is kept beside it."""
+    s = run.settings
+    as_loaded = s.model and run.step == 0 and run.phase == ("warmup" if s.warmup_epochs else "reinforce")
+    folder = find_checkpoint(s.model) if as_loaded else None
+    if not folder or not read_measured(run, folder):
+        with run.log.phase("evaluate"):
+            measure_nested(run)
+        if folder:
+            try:
+                save_measured(run, folder)
+            except OSError as error:
+                warnings.warn(f"what was measured cannot be kept beside the model: {error}", stacklevel=1)
+    n_skipped = run.watch.n_skipped
+    if run.measured:
+        if s.skip_ratio == "auto" and run.watch.batches == 0:
+            together = run.measured.together
+            n_skipped = next((k for k, kept in enumerate(together) if kept < s.min_acceptance), len(together))
+        print(readable_layers(run.measured, run.measured.valid_layers(n_skipped), n_skipped))
+    run.watch = Watch(n_skipped)
+
+
+@torch.no_grad()
+def measure_nested(run: Run) -> None:  # SKIP
+    """What nested models are made from: the bypass and, where they are not given, the valid layers (skip.py).
+
+    Measured on a few problems of the train split and the model's own completions of them; before a warm-up, which is
+    to change what it writes, on their rationales.
+    """
+    s, model, tokenizer = run.settings, run.model, run.tokenizer
+    problems = draw(run.train, min(PROBE, len(run.train)), 1, s.seed)
+    prompts = [tokenizer.encode_prompt(problem.question) for problem in problems]
+    if run.phase == "warmup":
+        completions = [tokenizer.encode_completion(problem.rationale) for problem in problems]
+    else:
+        stream = s.seed * 2**32 + 2**31  # no step's
+        rollout = generate(
+            model, prompts, 1, s.max_new_tokens, tokenizer.eos_ids, temperature=s.temperature, seed=stream
+        )
+        completions = [row[kept].tolist() for row, kept in zip(rollout.tokens, rollout.mask, strict=True)]
+    if s.bypass == "mean":
+        model.bypass = mean_updates(model, prompts, completions)
+    if run.valid is not None:
+        return
+    tokens, mask = pack(completions, model.lm_head.weight.device)
+    full = completion_hidden(model, prompts, tokens, mask)
+
+    def acceptance(skip: tuple[bool, ...]) -> float:
+        states = completion_hidden(model, prompts, tokens, mask, skip)
+        return divergence(full, states, model.lm_head.weight, s.temperature)[1].item()
+
+    run.measured = measure(acceptance, model.config.num_hidden_layers)
+
+
+def mean_updates(model: Decoder, prompts: list[list[int]], completions: list[list[int]]) -> Tensor:  # SKIP
+    whole = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+    return model.mean_updates(*pack(whole, model.lm_head.weight.device))
 
 
 def is_evaluated(s: Settings, step: int) -> bool:
@@ -212,6 +327,19 @@ def take_step(run: Run, step: int, figures: dict, samples: list[dict]) -> None:
         run.intact = False
         norm = run.weights.step(figures["lr"], run.settings.max_grad_norm) if figures["stepped"] else None
         run.step, run.figures, run.log.samples = step, figures | {"grad_norm": norm}, samples
+        if run.phase == "reinforce":  # SKIP
+            run.watch.see(figures["acceptance"])
+            if run.settings.skip_ratio == "auto":
+                run.watch.adapt(
+                    run.settings.min_acceptance, len(run.valid) if run.measured is None else run.measured.most
+                )
+            if run.watch.batches == 4 and run.watch.mean < FAR:
+                warnings.warn(
+                    f"the full model would accept {run.watch.mean:.0%} of what is sampled without "
+                    f"{run.watch.n_skipped} layers: too little to learn from; skip less (--skip-ratio), or warm up "
+                    "with --layer-dropout",
+                    stacklevel=1,
+                )
         run.intact = True
 
 
@@ -308,27 +436,42 @@ def cut_by_tokens(rows: list[int], prompts: list[list[int]], lengths: list[int],
 def warm_up(run: Run) -> None:
     """Supervised learning of the train split's rationales."""
     s, model, steps = run.settings, run.model, warmup_steps(run)
+    if s.layer_dropout and run.unmeasured():  # SKIP
+        prepare_nested(run)
     if run.figures is not None:
         finish_step(run)
     for step in tqdm(range(run.step + 1, steps + 1), desc="warm-up", leave=False, disable=None):
         problems = draw(run.train, s.warmup_batch, step, s.seed)
         prompts = [run.tokenizer.encode_prompt(problem.question) for problem in problems]
-        tokens, mask = pack(
-            [run.tokenizer.encode_completion(p.rationale) for p in problems], model.lm_head.weight.device
-        )
-        loss = 0.0
+        completions = [run.tokenizer.encode_completion(problem.rationale) for problem in problems]
+        tokens, mask = pack(completions, model.lm_head.weight.device)
+        n_skipped = round(s.layer_dropout * min(1, 2 * step / steps) * model.config.num_hidden_layers)  # SKIP
+        skip = run.mask(n_skipped, step)  # SKIP
+        if n_skipped and s.bypass == "mean" and step % 10 == 0:  # SKIP: the model has moved
+            model.bypass = mean_updates(model, prompts, completions)
+        loss, accepted, z = 0.0, 0.0, normaliser(mask)
         with run.log.phase("update"):
             lengths = mask.sum(dim=1).tolist()
             for rows in cut_by_tokens(list(range(len(prompts))), prompts, lengths, s.micro_batch_tokens):
-                logprobs, _ = completion_logprobs(model, [prompts[row] for row in rows], tokens[rows], mask[rows])
-                part = supervised_loss(logprobs, mask[rows], normaliser(mask))
+                batch = model, [prompts[row] for row in rows], tokens[rows], mask[rows]
+                states = completion_hidden(*batch)
+                logprobs, _ = score_states(model, states, *batch[2:])
+                part = supervised_loss(logprobs, mask[rows], z)
+                if n_skipped:  # SKIP: the nested model learns to write what the full one would
+                    share = len(states) / z
+                    kl, overlap = divergence(states.detach(), completion_hidden(*batch, skip), model.lm_head.weight)
+                    part, accepted = part + share * kl, accepted + share * overlap.item()
                 part.backward()
                 run.weights.collect_gradients()
                 loss += part.item()
             lr = s.warmup_lr * min(1.0, step / max(1, steps // 20), 1 - (step - 1) / steps)  # up in 5 %, then down
-            take_step(run, step, {"loss": loss, "lr": lr, "stepped": True, "tokens": int(mask.sum())}, [])
+            figures = {"loss": loss, "lr": lr, "stepped": True, "tokens": int(mask.sum())}
+            if n_skipped:  # SKIP
+                figures |= {"skipped_layers": [i for i, skipped in enumerate(skip) if skipped], "acceptance": accepted}
+            take_step(run, step, figures, [])
         finish_step(run)
     with uninterrupted():
+        run.measured = model.bypass = None  # SKIP: they were another model's
         run.weights = MasterWeights(model)  # AdamW begins anew
         run.phase, run.step, run.figures = "reinforce", 0, {}
 
@@ -408,10 +551,23 @@ def parse(arguments: list[str] | None) -> tuple[dict, bool]:
         if kind(f) is bool:
             parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=help)
         else:
-            parser.add_argument(flag, type=kind(f), default=argparse.SUPPRESS, help=help, metavar="X")
+            parser.add_argument(
+                flag,
+                type=partial(number_or_word, f) if f.metadata["word"] else kind(f),
+                default=argparse.SUPPRESS,
+                help=help,
+                metavar="X",
+            )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, as if it had not stopped")
     given = vars(parser.parse_args(arguments))
     return given, given.pop("resume")
+
+
+def number_or_word(f: Field, text: str) -> float | str:
+    try:
+        return text if text == f.metadata["word"] else kind(f)(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor {f.metadata['word']!r}") from None
 
 
 def set_up(given: dict, resume: bool = False) -> Run:
@@ -429,8 +585,10 @@ def set_up(given: dict, resume: bool = False) -> Run:
         model.compile_blocks()
     if s.gradient_checkpointing:
         model.checkpoint_blocks()
-    valid = parse_valid_layers(s.valid_layers, model.config.num_hidden_layers)  # SKIP
-    sample_mask(model.config.num_hidden_layers, s.skip_ratio, valid, torch.Generator())  # SKIP: refuses what cannot be
+    n_layers = model.config.num_hidden_layers
+    valid = None if s.valid_layers == "measured" else parse_valid_layers(s.valid_layers, n_layers)  # SKIP
+    for ratio in {s.skip_ratio, s.layer_dropout} - {"auto"}:  # SKIP: refuses what cannot be
+        sample_mask(n_layers, ratio, range(n_layers) if valid is None else valid, torch.Generator())
     check_room(model, tokenizer, sum(problems.values(), []), s.max_new_tokens)
     run = Run(s, model, tokenizer, problems.pop("train"), problems, valid, Log(out))
     if checkpoint:

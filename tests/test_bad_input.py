@@ -95,6 +95,10 @@ def complaint(checkpoint, problems, tmp_path, capsys):
         ("--dataset", "svmap", "svamp, gsm8k, math12k, arith"),
         ("--skip-ratio", "1.5", "from 0 to 1"),
         ("--skip-ratio", "-0.1", "from 0 to 1"),
+        ("--skip-ratio", "automatic", "neither a number nor 'auto'"),
+        ("--min-acceptance", "1", "from 0.01 to 0.99"),
+        ("--layer-dropout", "1.5", "from 0 to 1"),
+        ("--bypass", "median", "mean, identity"),
         ("--gradient", "reinforce", "on-policy, is, retrace"),
         ("--advantage", "gae", "grpo, mean, rloo"),
         ("--normaliser", "zero", "tokens, completions or a positive number"),
@@ -286,7 +290,7 @@ def test_evaluate_says_before_the_work_that_it_cannot_write(complaint, tmp_path,
 
 def test_a_refused_run_without_a_model_leaves_no_folder(complaint):
     """A runs/ full of folders without a run hides the others."""
-    complaint(train, "--model", "", "--skip-ratio", "0.99")
+    complaint(train, "--model", "", "--skip-ratio", "0.99", "--valid-layers", "border:1")
 
 
 # The machine's fault

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from conftest import small_model
 from safetensors.torch import load_file, save_file
 
-from model import Config, Decoder, KVCache, RMSNorm, attend, rotary_tables, rotate
+from model import Config, Decoder, KVCache, RMSNorm, attend, place, rotary_tables, rotate
 
 L = 4  # layers of small_model
 MASKS = list(product((False, True), repeat=L))
@@ -181,6 +181,45 @@ def test_skipping_layers_is_the_model_without_them(model, layers):
     tokens = some_tokens(2, 9)
     assert torch.equal(model(tokens, skip=skip), shorter(tokens))
     assert torch.equal(cached_logits(model, tokens, [5, 2, 1, 1], skip), cached_logits(shorter, tokens, [5, 2, 1, 1]))
+
+
+def test_a_skipped_block_adds_its_vector_the_first_position_s_apart(model):
+    """A bypass by hand: block 1 of a copy adds one vector at position 0 and another one elsewhere."""
+    bypassed, by_hand = copy.deepcopy(model), copy.deepcopy(model)
+    bypassed.bypass = torch.randn(L, 2, bypassed.config.hidden_size, dtype=torch.float64)
+    at_first, elsewhere = bypassed.bypass[1]
+
+    class Adds(torch.nn.Module):
+        def forward(self, x, *_):
+            return torch.cat((x[:, :1] + at_first, x[:, 1:] + elsewhere), dim=1)
+
+    by_hand.model.layers[1] = Adds()
+    tokens = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
+    skip = tuple(layer == 1 for layer in range(L))
+    torch.testing.assert_close(bypassed(tokens, skip=skip), by_hand(tokens), atol=1e-12, rtol=0)
+    assert torch.equal(bypassed(tokens), model(tokens)), "with nothing skipped it does nothing"
+    assert "bypass" not in bypassed.state_dict(), "a checkpoint stays what transformers loads"
+
+
+def test_mean_updates_are_what_the_blocks_add_on_average(model):
+    """Over rows of different lengths, whose padding must not count; and a skipped block's mean replaces it."""
+    rows = [[3, 1, 4], [1, 5, 9, 2, 6], [5, 3]]
+    tokens, mask = torch.zeros(3, 5, dtype=torch.int64), torch.zeros(3, 5, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), True
+    firsts, others = [[] for _ in range(L)], [[] for _ in range(L)]
+    for row in rows:
+        x, (positions, bias) = model.model.embed_tokens(torch.tensor([row])), place(len(row), None, torch.empty(0))
+        rotary = rotary_tables(model.config, positions, x.dtype)
+        for layer, block in enumerate(model.model.layers):
+            y = block(x, rotary, bias, None, layer)
+            firsts[layer].append((y - x)[0, 0])
+            others[layer] += list((y - x)[0, 1:])
+            x = y
+    expected = torch.stack(
+        [torch.stack([torch.stack(each[layer]).mean(0) for each in (firsts, others)]) for layer in range(L)]
+    )
+    torch.testing.assert_close(model.mean_updates(tokens, mask), expected.detach(), atol=1e-12, rtol=0)
 
 
 def test_each_mask_is_another_model(model):

@@ -85,10 +85,11 @@ def strike(monkeypatch, place, name: str, call: int, error: BaseException) -> No
 
 
 MOMENTS = [  # where, and which call: the warm-up has 3 steps and 2 checkpoints, then come step 0 and 4 steps
-    (train, "completion_logprobs", 3),  # the last step of the warm-up, after a checkpoint
+    (train, "completion_hidden", 3),  # the last step of the warm-up, after a checkpoint
     (train, "evaluate", 4),  # step 0: the last split
-    (train, "generate", 1),
-    (train, "generate", 3),  # the full model's rollout at the evaluation of step 2
+    (train, "generate", 1),  # the completions that nested models are measured on
+    (train, "measure", 1),
+    (train, "generate", 4),  # the full model's rollout at the evaluation of step 2
     (train, "evaluate", 6),  # after step 2, which is taken, in the middle of its evaluation
     (saving.MasterWeights, "collect_gradients", 4),
     (train.Log, "write", 6),
@@ -101,7 +102,7 @@ MOMENTS = [  # where, and which call: the warm-up has 3 steps and 2 checkpoints,
 
 
 @pytest.mark.parametrize(
-    "moment", [i if i in (4, 10) else pytest.param(i, marks=pytest.mark.slow) for i in range(len(MOMENTS))]
+    "moment", [i if i in (5, 11) else pytest.param(i, marks=pytest.mark.slow) for i in range(len(MOMENTS))]
 )
 def test_a_run_killed_at_any_moment_goes_on_as_if_it_had_not_been(checkpoint, whole_run, tmp_path, monkeypatch, moment):
     """Weights, moments, metrics and samples, with float32 masters beside bfloat16 weights; in the warm-up as well."""

@@ -12,6 +12,7 @@ from model import Decoder
 from rollout import (
     completion_logprobs,
     completion_logprobs_naive,
+    divergence,
     generate,
     generate_naive,
     sample,
@@ -27,6 +28,14 @@ MASKS = [None, (False, True, False, True), (True, False, False, False), (True, T
 @pytest.fixture(scope="module")
 def model():
     return small_model()
+
+
+@pytest.fixture(scope="module")
+def bypassed():
+    """The same with vectors in place of skipped blocks."""
+    model = small_model()
+    model.bypass = torch.randn(4, 2, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return model
 
 
 def same(a, b) -> bool:
@@ -51,6 +60,18 @@ def test_recorded_logprobs_are_those_of_a_teacher_forced_pass_with_the_same_mask
     assert len(set(rollout.mask.sum(dim=1).tolist())) > 3, "rows should leave at different times"
     logprobs, _ = completion_logprobs(model, rollout.prompts, rollout.tokens, rollout.mask, skip=skip)
     torch.testing.assert_close(rollout.logprobs, logprobs, atol=1e-11, rtol=0)
+
+
+@pytest.mark.parametrize("skip", MASKS)
+def test_with_a_bypass_too_all_ways_to_compute_a_completion_agree(model, bypassed, skip):
+    """Prefill with padding, decoding, a shared prompt, and each row alone: the first position is a row's own first."""
+    rollout, naive = (sampler(bypassed, PROMPTS, 4, 24, EOS, skip=skip) for sampler in (generate, generate_naive))
+    assert same(rollout, naive) and same(rollout, generate(model, PROMPTS, 4, 24, EOS, skip=skip)) == (
+        not any(skip or ())
+    )
+    for score in (completion_logprobs, completion_logprobs_naive):
+        logprobs, _ = score(bypassed, rollout.prompts, rollout.tokens, rollout.mask, skip=skip)
+        torch.testing.assert_close(rollout.logprobs, logprobs, atol=1e-11, rtol=0)
 
 
 def test_recorded_logprobs_are_of_the_distribution_at_its_temperature(model):
@@ -279,3 +300,20 @@ def test_no_two_runs_share_a_stream(model):
     """A run's seed stands above 2³² in the prompts' seeds: there, too, seed and sample must not be mistaken."""
     uniforms = uniform_streams(model, [[1]] * 3, 4, 3, seed=[7, 7 + 2**32, 7 + 2 * 2**32])
     assert len({tuple(row) for row in uniforms.tolist()}) == 12
+
+
+def test_divergence_and_its_gradient_are_those_of_the_whole_softmax(monkeypatch):
+    """KL(p‖q) and Σ min(p, q), in chunks; the gradient is q's alone: the full model must not learn from the nested."""
+    monkeypatch.setattr(rollout_module, "LOGITS", 50)
+    x, y, weight = (torch.randn(n, 8, dtype=torch.float64, requires_grad=True) for n in (7, 7, 17))
+    kl, overlap = divergence(x, y, weight, temperature=0.7)
+    *given, to_x = torch.autograd.grad(kl, (y, weight, x), allow_unused=True)
+    log_p, log_q = ((z @ w.T / 0.7).log_softmax(-1) for z, w in ((x.detach(), weight.detach()), (y, weight)))
+    expected = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+    torch.testing.assert_close(kl, expected)
+    torch.testing.assert_close(given, list(torch.autograd.grad(expected, (y, weight))))
+    assert to_x is None or not to_x.any()
+    torch.testing.assert_close(overlap, torch.minimum(log_p.exp(), log_q.exp()).sum(-1).mean())
+    assert not overlap.requires_grad
+    kl, overlap = divergence(x, x, weight)
+    torch.testing.assert_close(torch.stack((kl, overlap)), torch.tensor([0.0, 1.0], dtype=torch.float64))

@@ -1,8 +1,10 @@
 """The training loop: its gradient, its optimiser, its files, and what becomes of it in trouble."""
 
+import copy
 import json
 import math
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from losses import gradient_weights, group_advantages, log_ratio, normaliser, po
 from model import Decoder
 from report import ACCURACIES, METRICS
 from rollout import Rollout, completion_logprobs, generate
+from skip import Measured
 from train import MasterWeights, Settings, accumulate_gradient
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11]]
@@ -346,7 +349,7 @@ def test_gradients_of_micro_batches_are_added_up_in_float32():
 def test_warm_up_learns_rationales_and_their_end_from_the_train_split(loop, monkeypatch):
     """Prompts in the format of reinforced learning, tokens with the end token, every problem once an epoch."""
     calls, run = (
-        spy(monkeypatch, train, "completion_logprobs"),
+        spy(monkeypatch, train, "completion_hidden"),
         loop(warmup_epochs=2, warmup_batch=5, micro_batch_tokens=300),
     )
     train.warm_up(run)
@@ -452,7 +455,7 @@ def test_a_signal_waits_for_the_end_of_a_step(loop, number):
     before, step = [p.clone() for p in run.model.parameters()], run.weights.adamw.step
     run.weights.adamw.step = lambda: (step(), signal.raise_signal(number))
     with pytest.raises(KeyboardInterrupt), train.terminable():
-        train.take_step(run, 1, {"lr": 0.1, "stepped": True}, [])
+        train.take_step(run, 1, {"lr": 0.1, "stepped": True, "acceptance": 1.0}, [])
     assert all((p != b).any() for p, b in zip(run.model.parameters(), before, strict=True))
     pairs = zip(run.model.parameters(), run.weights.masters, strict=True)
     assert all(torch.equal(p, m.bfloat16()) and m.grad is None for p, m in pairs)
@@ -496,7 +499,7 @@ def test_defaults_that_depend_on_the_model_are_decided_and_written_down():
     assert embedded.lr == svamp.lr >= 10 * other.lr and svamp.warmup_lr > other.warmup_lr
     assert (embedded.warmup_epochs, other.warmup_epochs) == (0, 0) and svamp.warmup_epochs > 0
     assert Settings(model=str(train.EMBEDDED)).decided().lr == embedded.lr, "named by its folder it is the same model"
-    given = Settings(lr=0.0, warmup_lr=0.5, warmup_epochs=0, dataset="svamp")
+    given = Settings(lr=0.0, warmup_lr=0.5, warmup_epochs=0, bypass="mean", dataset="svamp")
     assert given.decided() == given, "what the user says stands, 0 as well"
 
 
@@ -786,3 +789,157 @@ def test_an_error_of_our_own_is_not_hidden_and_loses_nothing(run, easy_reward, m
     with pytest.raises(RuntimeError, match="shape mismatch"):
         run()
     assert Decoder.from_pretrained(tmp_path / "out" / "checkpoint")
+
+
+# ---- nested models that are measured
+
+
+@pytest.fixture
+def measuring(loop):
+    """A loop whose valid layers are measured and whose skipped blocks have their means."""
+
+    def measuring(**settings) -> train.Run:
+        run = loop(valid_layers="measured", bypass="mean", **settings)
+        run.valid = None
+        return run
+
+    return measuring
+
+
+def test_nested_models_are_measured_on_the_model_s_own_completions_of_train_prompts(measuring, monkeypatch):
+    """By hand: the means of a pass over prompt and completion, the acceptance with each layer skipped in its place."""
+    calls, run = spy(monkeypatch, train, "generate"), measuring()
+    train.measure_nested(run)
+    [call] = calls
+    known = [run.tokenizer.encode_prompt(problem.question) for problem in run.train]
+    assert sorted(call["prompts"]) == sorted(known) and call["skip"] is None and call["max_new_tokens"] == 6
+    rollout = generate(**call)
+    sequences = [p + row[m].tolist() for p, row, m in zip(call["prompts"], rollout.tokens, rollout.mask, strict=True)]
+    torch.testing.assert_close(run.model.bypass, run.model.mean_updates(*train.pack(sequences, "cpu")))
+    for layer, alone in enumerate(run.measured.alone):
+        kept = []
+        for prompt, whole in zip(call["prompts"], sequences, strict=True):
+            of = {"logits_for": torch.arange(len(whole))[None] >= len(prompt) - 1}
+            p, q = (
+                run.model(torch.tensor([whole]), skip=skip, **of)[:-1].softmax(-1)
+                for skip in (None, tuple(i == layer for i in range(4)))
+            )
+            kept += torch.minimum(p, q).sum(-1).tolist()
+        assert alone == pytest.approx(sum(kept) / len(kept), abs=1e-5)
+
+
+def test_batches_are_sampled_under_masks_of_the_measured_layers(measuring):
+    """The set, the vectors and what they were measured for are in force from the first batch on."""
+    run = measuring(steps=6, skip_ratio=0.5)
+    train.reinforce(run)
+    valid = run.measured.valid_layers(2)
+    assert all(
+        len(row["skipped_layers"]) == 2 and set(row["skipped_layers"]) <= set(valid) for row in metrics(run.log.folder)
+    )
+
+
+def test_a_layer_dropout_brings_the_nested_models_closer(loop):
+    """What it is for: after the same warm-up, more of the nested models' tokens would be accepted."""
+    accepted = {}
+    for dropout in (0.0, 0.5):
+        run = loop(warmup_epochs=40, warmup_batch=10, warmup_lr=1e-3, layer_dropout=dropout)
+        train.warm_up(run)
+        rows = metrics(run.log.folder)
+        assert [row["acceptance"] is None for row in rows] == [not row["skipped_layers"] for row in rows]
+        assert max(len(row["skipped_layers"] or []) for row in rows) == 4 * dropout
+        completions = [run.tokenizer.encode_completion(problem.rationale) for problem in run.train]
+        prompts = [run.tokenizer.encode_prompt(problem.question) for problem in run.train]
+        batch = run.model, prompts, *train.pack(completions, "cpu")
+        full, nested = (train.completion_hidden(*batch, skip) for skip in (None, (False, True, True, False)))
+        accepted[dropout] = train.divergence(full, nested, run.model.lm_head.weight)[1].item()
+    assert accepted[0.5] > accepted[0.0] + 0.1, accepted
+
+
+def test_the_gradient_of_a_layer_dropout_is_the_supervised_one_and_the_nested_model_s(measuring):
+    """The sum of the mean of −log π over the batch's tokens and of KL(π‖η) with π held, whatever the micro-batches."""
+    gradients = []
+    for budget in (1, 10_000):
+        run = measuring(warmup_epochs=1, warmup_batch=10, layer_dropout=0.5, micro_batch_tokens=budget)
+        run.model.bypass = torch.ones(4, 2, 32)
+        run.measured = Measured([0.9] * 4, [1, 2, 0, 3], [0.9] * 4)
+        skip = run.mask(2, step=1)
+        model = copy.deepcopy(run.model)
+        run.weights.step = lambda *_: gradients.append([p.grad for p in run.weights.masters]) or 0.0  # noqa: B023
+        train.warm_up(run)
+        assert metrics(run.log.folder)[0]["skipped_layers"] == [layer for layer in range(4) if skip[layer]]
+    loss, tokens = 0.0, sum(len(problem.rationale) + 1 for problem in run.train)
+    for problem in run.train:
+        prompt = run.tokenizer.encode_prompt(problem.question)
+        completion = run.tokenizer.encode_completion(problem.rationale)
+        whole = torch.tensor([prompt + completion])
+        full, nested = (model(whole, skip=each)[0, len(prompt) - 1 : -1].log_softmax(-1) for each in (None, skip))
+        loss = loss - full.gather(1, torch.tensor(completion)[:, None]).sum() / tokens
+        loss = loss + (full.detach().exp() * (full.detach() - nested)).sum() / tokens
+    loss.backward()
+    for given in gradients:
+        torch.testing.assert_close(given, [p.grad for p in model.parameters()], rtol=1e-3, atol=1e-5)
+
+
+def trained(checkpoint, out, *flags) -> int:
+    """A run of one step with two of four layers skipped."""
+    small = (
+        "--steps 1 --prompts 2 --samples 2 --max-new-tokens 4 --eval-problems 2 --skip-ratio 0.5 --device cpu".split()
+    )
+    return train.main([*small, "--model", str(checkpoint), "--out", str(out), *flags])
+
+
+def test_what_was_measured_is_kept_beside_the_checkpoint_and_used_for_its_weights_alone(
+    checkpoint, tmp_path, monkeypatch, capsys
+):
+    """The second run of a model does not measure again; another bypass, another data set or other weights do."""
+    folder, calls = Path(shutil.copytree(checkpoint, tmp_path / "model")), spy(monkeypatch, train, "measure")
+    shutil.rmtree(folder / "nested", ignore_errors=True)
+    assert trained(folder, tmp_path / "one") == trained(folder, tmp_path / "two") == 0 and len(calls) == 1
+    one, two = capsys.readouterr().out.split("accepted without it")[1:]
+    assert one.splitlines()[0] == two.splitlines()[0] and "2 of these are skipped: 6 masks" in one
+    assert metrics(tmp_path / "one")[1]["skipped_layers"] == metrics(tmp_path / "two")[1]["skipped_layers"]
+    assert trained(folder, tmp_path / "three", "--bypass", "identity") == 0 and len(calls) == 2
+    moved = Decoder.from_pretrained(folder)
+    with torch.no_grad():
+        moved.model["norm"].weight.mul_(2.0)
+    moved.save_pretrained(folder)
+    assert trained(folder, tmp_path / "four") == 0 and len(calls) == 3
+    assert trained(folder, tmp_path / "five", "--valid-layers", "1-2") == 0 and len(calls) == 3
+
+
+def test_a_model_beside_which_nothing_can_be_kept_is_measured_with_a_warning(checkpoint, tmp_path, monkeypatch):
+    """A checkpoint that is shared is often read-only."""
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "model"))
+    shutil.rmtree(folder / "nested", ignore_errors=True)
+    (folder / "nested").touch()
+    with pytest.warns(UserWarning, match="cannot be kept beside the model"):
+        assert trained(folder, tmp_path / "out") == 0
+
+
+def test_an_automatic_ratio_begins_where_the_measurement_says_and_follows_the_acceptance(measuring, monkeypatch):
+    """The number of layers of a batch is the watch's; where all is accepted it grows to all that may be skipped."""
+    run = measuring(steps=12, skip_ratio="auto", min_acceptance=0.6)
+    monkeypatch.setattr(train, "measure", lambda *_: Measured([0.9, 0.9, 0.9, 0.2], [1, 0, 2, 3], [0.9, 0.7, 0.5, 0.1]))
+    original = train.describe
+    monkeypatch.setattr(train, "describe", lambda *given: original(*given) | {"acceptance": 0.95})
+    train.reinforce(run)
+    skipped = [len(row["skipped_layers"]) for row in metrics(run.log.folder)]
+    assert skipped == [2] * 4 + [3] * 8
+
+
+def test_a_fallen_acceptance_has_the_nested_models_measured_again(measuring, monkeypatch):
+    """The vectors and the set are of a model that has been; and the watch begins anew, so that it happens once."""
+    calls, run = spy(monkeypatch, train, "measure_nested"), measuring(steps=14, skip_ratio=0.5)
+    accepted, original = iter([0.9] * 5 + [0.6] * 9), train.describe
+    monkeypatch.setattr(train, "describe", lambda *given: original(*given) | {"acceptance": next(accepted)})
+    train.reinforce(run)
+    assert len(calls) == 2
+
+
+def test_rollouts_too_far_off_to_learn_from_are_said_once(loop, monkeypatch):
+    """Else a run of hours shows a reward of nothing, and no reason."""
+    original = train.describe
+    monkeypatch.setattr(train, "describe", lambda *given: original(*given) | {"acceptance": 0.3})
+    with pytest.warns(UserWarning, match="accept 30% of what is sampled without 1 layers") as warned:
+        train.reinforce(loop(steps=8))
+    assert len(warned) == 1

@@ -1,0 +1,99 @@
+"""What reinforced runs came to, side by side: a table with paired bootstrap intervals, and curves.
+
+    python -m docs.comparison --out FOLDER "full=runs/full-0,runs/full-1" "nested 0.2, IS=runs/is-0,runs/is-1"
+
+Each arm is a name and its runs, one a seed, all from one checkpoint; the first arm is what the others are compared with.
+A run's folder holds train.py's metrics.jsonl, and in generated.jsonl what evaluate.py --samples 8 wrote of its checkpoint.
+
+The interval is of the difference of an arm's accuracy to the first arm's: the mean over its seeds for each problem,
+resampled over the problems, both arms alike. It does not know how other seeds would have come out.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+import numpy as np
+
+from report import read
+
+
+def by_problem(folder: Path) -> dict[str, float]:
+    """The mean reward of each problem's samples."""
+    samples: dict[str, list[float]] = {}
+    for line in (folder / "generated.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        samples.setdefault(record["question"], []).append(record["reward"])
+    return {question: statistics.mean(rewards) for question, rewards in samples.items()}
+
+
+def interval(difference: np.ndarray, resamples: int = 10_000) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean of paired differences, one a problem."""
+    generator = np.random.default_rng(0)
+    means = difference[generator.integers(len(difference), size=(resamples, len(difference)))].mean(axis=1)
+    return tuple(np.quantile(means, (0.025, 0.975)))
+
+
+def draw(arms: dict[str, list[list[dict]]], path: Path) -> None:
+    """Sampled accuracy against steps, seconds of sampling and learning, and sampled tokens; means over an arm's runs."""
+    import matplotlib.pyplot as plt
+
+    plt.rcParams["svg.hashsalt"] = "comparison"  # the same figure is the same file
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4), sharey=True)
+    for name, runs in arms.items():
+        spent = {"steps": lambda row: 1, "seconds": cost, "sampled tokens": lambda row: row["tokens"] or 0}
+        for axis, (label, of) in zip(axes, spent.items(), strict=True):
+            points = []
+            for rows in runs:
+                total = np.cumsum([of(row) if row["step"] else 0 for row in rows])
+                known = [i for i, row in enumerate(rows) if row["test_accuracy_sampled"] is not None]
+                points.append([(total[i], 100 * rows[i]["test_accuracy_sampled"]) for i in known])
+            x, y = np.mean(points, axis=0).T
+            axis.plot(x, y, marker="o", label=name)
+            axis.set_xlabel(label)
+    axes[0].set_ylabel("accuracy on the test split, full model, sampled, %")
+    axes[0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
+def cost(row: dict) -> float:
+    return sum(row[f"seconds_{part}"] or 0.0 for part in ("sample", "score", "update"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True)
+    parser.add_argument("arms", nargs="+", metavar="NAME=RUN,RUN")
+    a = parser.parse_args()
+    folders = {name: [Path(f) for f in runs.split(",")] for name, _, runs in (arm.partition("=") for arm in a.arms)}
+    arms = {name: [read(folder) for folder in runs] for name, runs in folders.items()}
+    print(
+        "| arm | accuracy, 8 samples | against the first | seconds | sampled tokens | reward | acceptance | ESS | signal |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    reference = None
+    for name, runs in arms.items():
+        seeds = [by_problem(folder) for folder in folders[name]]
+        questions = sorted(seeds[0])
+        accuracy = np.array([statistics.mean(seed[question] for seed in seeds) for question in questions])
+        reference = accuracy if reference is None else reference
+        difference = accuracy - reference
+        low, high = interval(difference)
+        each = " / ".join(f"{100 * statistics.mean(seed.values()):.1f}" for seed in seeds)
+        against = f"{100 * difference.mean():+.1f} ({100 * low:+.1f} … {100 * high:+.1f})" if difference.any() else "–"
+        steps = [row for rows in runs for row in rows[1:]]
+        seconds, tokens = (sum(map(of, steps)) / len(runs) for of in (cost, lambda row: row["tokens"]))
+        means = [statistics.mean(row[key] for row in steps) for key in ("reward", "acceptance", "ess")]
+        signal = statistics.mean(1 - row["silent_groups"] for row in steps)
+        print(
+            f"| {name} | {100 * accuracy.mean():.1f} % ({each}) | {against} | {seconds:,.0f} | {tokens:,.0f} | "
+            + " | ".join(f"{mean:.3f}" for mean in means)
+            + f" | {signal:.0%} |"
+        )
+    draw(arms, Path(a.out) / "comparison.svg")
+
+
+if __name__ == "__main__":
+    main()
