@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model import Decoder
+from model import Bypass, Decoder
 from skip import Measured
 
 
@@ -111,7 +111,7 @@ def restore(run, checkpoint: Path) -> None:
 
 def save_measured(run, folder: Path) -> None:
     """Writes what `train.measure_nested` found, if anything, into folder/nested: a directory of its own, as above."""
-    tensors = {} if run.model.bypass is None else {"bypass": run.model.bypass}
+    tensors = {} if run.model.bypass is None else vars(run.model.bypass).copy()
     if run.measured:
         tensors |= {name: torch.from_numpy(np.array(figures)) for name, figures in asdict(run.measured).items()}
     if tensors:
@@ -125,12 +125,18 @@ def read_measured(run, folder: Path, resumed: bool = False) -> bool:
     path = folder / "nested" / "measured.safetensors"
     if not path.is_file():
         return False
-    with safe_open(path, framework="pt") as file:
-        if not resumed and (file.metadata() or {}).get("of") != measured_of(run):
-            return False
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-    if "bypass" in tensors:
-        run.model.bypass = tensors["bypass"].to(run.model.lm_head.weight)
+    try:
+        with safe_open(path, framework="pt") as file:
+            if not resumed and (file.metadata() or {}).get("of") != measured_of(run):
+                return False
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+    except SafetensorError as error:
+        if resumed:
+            raise
+        warnings.warn(f"{path}: not a whole safetensors file ({error}), measured again", stacklevel=1)
+        return False
+    if "down" in tensors:
+        run.model.bypass = Bypass(*(tensors[f.name].to(run.model.lm_head.weight) for f in fields(Bypass)))
     if "order" in tensors:
         run.measured = Measured(*(tensors[f.name].tolist() for f in fields(Measured)))
     return True

@@ -2,7 +2,7 @@
 
 Reading order: `Decoder.hidden` first, then `Block`, `Attention`, `KVCache`; loading and saving are at the end. Names
 of parameters and of configuration keys are Hugging Face's, so a checkpoint needs no mapping. Definitions of the method:
-D1 (a layer is a whole `Block`) and D3 (a skipped block is the identity, or adds a vector, its `bypass`). Lines that
+D1 (a layer is a whole `Block`) and D3 (a skipped block is the identity, or its `Bypass`). Lines that
 exist for skipping carry `# SKIP`.
 
 Departures from transformers: no dropout; no attention mask argument (a row is padded on the right, where causal
@@ -37,6 +37,7 @@ ONLY_IMPLEMENTED = {  # keys of config.json of which the code knows one value
     "partial_rotary_factor": 1.0,
     "quantization_config": None,
 }
+RIDGE = 0.01  # of the mean square of what a bypass is fitted on
 SCORES = 2**23  # scores of attention up to which they are computed all at once
 INDEX = "model.safetensors.index.json"
 NUMBERS = {int: "a positive whole number", float: "a positive number", bool: "true or false"}
@@ -344,6 +345,25 @@ class Block(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
+@dataclass
+class Bypass:  # SKIP
+    """What skipped blocks add in place of their update: a low-rank matrix times their normalised input, and a vector.
+
+    The first position has a vector alone: the attention of all others comes to rest on it, and its states are unlike
+    theirs (Xiao et al., 2023; Sun et al., 2024). Rank R costs 2·R·C multiplications a token, a block about 12·C².
+    """
+
+    down: Tensor  # (L, R, C)
+    up: Tensor  # (L, C, R)
+    bias: Tensor  # (L, 2, C): of the first position, and of all others
+
+    def __call__(self, layer: int, x: Tensor, positions: Tensor) -> Tensor:
+        """x (B, T, C) at positions (B or 1, T) -> (B, T, C)."""
+        first, others = self.bias[layer]
+        update = F.linear(F.linear(x, self.down[layer]), self.up[layer], others)
+        return torch.where((positions == 0)[..., None], first, update)
+
+
 class Decoder(nn.Module):
     """A causal language model. Weights are random (normal, 0.02) until `from_pretrained` or `load_state_dict`."""
 
@@ -356,7 +376,7 @@ class Decoder(nn.Module):
             "norm": RMSNorm(config.hidden_size, config.rms_norm_eps),
         })  # fmt: skip
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.register_buffer("bypass", None, persistent=False)  # SKIP: None, or (L, 2, C) as `mean_updates` gives
+        self.bypass: Bypass | None = None  # SKIP
         self._tie()
         for name, parameter in self.named_parameters():
             if not name.endswith("norm.weight"):
@@ -403,8 +423,8 @@ class Decoder(nn.Module):
 
         cache: what came before; rows are read behind it, and it is advanced by T.  Without a cache every row starts at
             position 0, and shorter rows are padded on the right with anything.
-        skip: L bools, True = the block is skipped (D3): it is the identity, or adds its vector of `bypass`, which has
-            one for a row's first position and one for all others.  None skips nothing.
+        skip: L bools, True = the block is skipped (D3): it is the identity, or adds what `bypass` makes of its
+            input.  None skips nothing.
         """
         T, L = tokens.shape[1], self.config.num_hidden_layers
         skip = (False,) * L if skip is None else tuple(skip)  # SKIP
@@ -420,7 +440,8 @@ class Decoder(nn.Module):
         rotary = rotary_tables(self.config, positions, x.dtype)
         for layer, block in enumerate(self.model.layers):
             if skip[layer]:  # SKIP
-                x = x if self.bypass is None else x + self.bypass[layer][(positions > 0).long()]  # SKIP
+                if self.bypass is not None:  # SKIP
+                    x = x + self.bypass(layer, block.input_layernorm(x), positions)  # SKIP
                 continue  # SKIP
             x = block(x, rotary, bias, cache, layer)
         if cache is not None:
@@ -429,26 +450,36 @@ class Decoder(nn.Module):
         return self.model.norm(x)
 
     @torch.no_grad()
-    def mean_updates(self, tokens: Tensor, mask: Tensor) -> Tensor:  # SKIP
-        """What each block adds to its input: the mean over the first positions of the rows, and over all others.
+    def fit_bypass(self, tokens: Tensor, mask: Tensor, rank: int) -> "Bypass":  # SKIP
+        """The bypass that comes closest to what the blocks add on these rows; rank 0: their mean.
 
-        tokens, mask: (B, T), rows that end early padded on the right -> (L, 2, C), a `bypass` for skipped blocks.
-        The first position has a vector of its own: the attention of all others comes to rest on it, and its states are
-        unlike theirs (Sun et al., 2024; Xiao et al., 2024).
+        tokens, mask: (B, T), rows that end early padded on the right. By least squares over all positions but the
+        first ones: of all maps of that rank from a block's normalised input to its update, the one with the least error
+        (reduced-rank regression; Izenman, 1975), up to a small ridge.
         """
-        means = []
+        parts = []
 
-        def add(block, arguments, output) -> None:
-            update = (output - arguments[0]).to(torch.promote_types(output.dtype, torch.float32))
-            means.append(torch.stack((update[:, 0].mean(0), update[:, 1:][mask[:, 1:]].mean(0))))
+        def fit(block: Block, arguments: tuple, output: Tensor) -> None:
+            exact = torch.promote_types(output.dtype, torch.float32)
+            update, x = (output - arguments[0]).to(exact), block.input_layernorm(arguments[0]).to(exact)
+            first, update, x = update[:, 0].mean(0), update[:, 1:][mask[:, 1:]], x[:, 1:][mask[:, 1:]]  # (C,), (n, C)
+            mean, mean_x = update.mean(0), x.mean(0)
+            update, x = update - mean, x - mean_x
+            gram, cross = x.T @ x, x.T @ update  # (C, C)
+            gram.diagonal().add_(RIDGE * gram.diagonal().mean())
+            matrix = torch.linalg.solve(gram, cross)  # update ≈ x matrix
+            _, vectors = torch.linalg.eigh(cross.T @ matrix)  # of the fitted updates' second moments, ascending
+            up = vectors[:, len(gram) - rank :]  # (C, R): where most of the fitted updates lie
+            down = (matrix @ up).T
+            parts.append((down, up, torch.stack((first, mean - up @ (down @ mean_x)))))
 
-        hooks = [block.register_forward_hook(add) for block in self.model.layers]
+        hooks = [block.register_forward_hook(fit) for block in self.model.layers]
         try:
             self.hidden(tokens)
         finally:
             for hook in hooks:
                 hook.remove()
-        return torch.stack(means).to(self.lm_head.weight.dtype)
+        return Bypass(*(torch.stack(part).to(self.lm_head.weight.dtype) for part in zip(*parts, strict=True)))
 
     @classmethod
     def from_pretrained(cls, folder_or_hub_id: str | Path, dtype=torch.float32, device="cpu") -> "Decoder":

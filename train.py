@@ -69,6 +69,7 @@ def kind(f: Field) -> type:
 
 
 PROBE = 16  # problems that nested models are measured on
+FIT = 64  # problems that a bypass is fitted on
 FAR = 0.5  # acceptance below which a warning is due
 EMBEDDED = Path(__file__).parent / "data" / "tiny"  # the default model; data/tiny.py makes it
 
@@ -97,9 +98,9 @@ class Settings:
     )
     bypass: str | None = option(  # SKIP
         None,
-        "what a skipped layer becomes: its mean update, or the identity (default: mean; for the embedded model, which "
-        "was trained so, identity)",
-        ("mean", "identity"),
+        "what a skipped layer becomes: the low-rank matrix or the mean closest to it, or the identity (default: "
+        "linear; for the embedded model, which was trained to do without, identity)",
+        ("linear", "mean", "identity"),
     )
     gradient: str = option("is", "correction for sampling from the nested model", ("on-policy", "is", "retrace"))
     is_level: str = option("token", "importance weights by token (E6) or by sequence (E5)", ("token", "sequence"))
@@ -168,7 +169,7 @@ class Settings:
         """With the defaults that depend on the model in place of None."""
         embedded = not self.model or Path(self.model).resolve() == EMBEDDED.resolve()
         defaults = {
-            "bypass": "identity" if embedded else "mean",
+            "bypass": "identity" if embedded else "linear",
             "lr": 1e-4 if embedded else 1e-5,
             "warmup_lr": 1e-3 if embedded else 1e-4,
             "warmup_epochs": 20 if embedded and self.dataset != "arith" else 0,
@@ -210,7 +211,7 @@ class Run:
     def unmeasured(self) -> bool:  # SKIP
         """Whether `measure_nested` has to come before a layer can be skipped."""
         return (self.valid is None and self.measured is None) or (
-            self.settings.bypass == "mean" and self.model.bypass is None
+            self.settings.bypass != "identity" and self.model.bypass is None
         )
 
 
@@ -285,24 +286,21 @@ def measure_nested(run: Run) -> None:  # SKIP
     """What nested models are made from: the bypass and, where they are not given, the valid layers (skip.py).
 
     Measured on a few problems of the train split and the model's own completions of them; before a warm-up, which is
-    to change what it writes, on their rationales.
+    to change what it writes, on their rationales. The bypass is fitted on other problems than the acceptance is of.
     """
     s, model, tokenizer = run.settings, run.model, run.tokenizer
-    problems = draw(run.train, min(PROBE, len(run.train)), 1, s.seed)
-    prompts = [tokenizer.encode_prompt(problem.question) for problem in problems]
-    if run.phase == "warmup":
-        completions = [tokenizer.encode_completion(problem.rationale) for problem in problems]
-    else:
+    problems = draw(run.train, min(PROBE + FIT, len(run.train)), 1, s.seed)
+    prompts, completions = worked(run, problems)
+    if run.phase == "reinforce":
         stream = s.seed * 2**32 + 2**31  # no step's
         rollout = generate(
             model, prompts, 1, s.max_new_tokens, tokenizer.eos_ids, temperature=s.temperature, seed=stream
         )
         completions = [row[kept].tolist() for row, kept in zip(rollout.tokens, rollout.mask, strict=True)]
-    if s.bypass == "mean":
-        model.bypass = mean_updates(model, prompts, completions)
+    fit_bypass(run, prompts[-FIT:], completions[-FIT:])
     if run.valid is not None:
         return
-    tokens, mask = pack(completions, model.lm_head.weight.device)
+    prompts, (tokens, mask) = prompts[:PROBE], pack(completions[:PROBE], model.lm_head.weight.device)
     full = completion_hidden(model, prompts, tokens, mask)
 
     def acceptance(skip: tuple[bool, ...]) -> float:
@@ -312,9 +310,12 @@ def measure_nested(run: Run) -> None:  # SKIP
     run.measured = measure(acceptance, model.config.num_hidden_layers)
 
 
-def mean_updates(model: Decoder, prompts: list[list[int]], completions: list[list[int]]) -> Tensor:  # SKIP
-    whole = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
-    return model.mean_updates(*pack(whole, model.lm_head.weight.device))
+def fit_bypass(run: Run, prompts: list[list[int]], completions: list[list[int]]) -> None:  # SKIP
+    """The model's bypass as --bypass says, fitted on these sequences."""
+    if run.settings.bypass != "identity":
+        whole = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+        rank = run.model.config.hidden_size // 4 if run.settings.bypass == "linear" else 0
+        run.model.bypass = run.model.fit_bypass(*pack(whole, run.model.lm_head.weight.device), rank)
 
 
 def is_evaluated(s: Settings, step: int) -> bool:
@@ -441,14 +442,12 @@ def warm_up(run: Run) -> None:
     if run.figures is not None:
         finish_step(run)
     for step in tqdm(range(run.step + 1, steps + 1), desc="warm-up", leave=False, disable=None):
-        problems = draw(run.train, s.warmup_batch, step, s.seed)
-        prompts = [run.tokenizer.encode_prompt(problem.question) for problem in problems]
-        completions = [run.tokenizer.encode_completion(problem.rationale) for problem in problems]
+        prompts, completions = worked(run, draw(run.train, s.warmup_batch, step, s.seed))
         tokens, mask = pack(completions, model.lm_head.weight.device)
         n_skipped = round(s.layer_dropout * min(1, 2 * step / steps) * model.config.num_hidden_layers)  # SKIP
         skip = run.mask(n_skipped, step)  # SKIP
-        if n_skipped and s.bypass == "mean" and step % 10 == 0:  # SKIP: the model has moved
-            model.bypass = mean_updates(model, prompts, completions)
+        if n_skipped and step % 20 == 0:  # SKIP: the model has moved
+            fit_bypass(run, *worked(run, draw(run.train, min(FIT, len(run.train)), step, s.seed)))
         loss, accepted, z = 0.0, 0.0, normaliser(mask)
         with run.log.phase("update"):
             lengths = mask.sum(dim=1).tolist()
@@ -474,6 +473,12 @@ def warm_up(run: Run) -> None:
         run.measured = model.bypass = None  # SKIP: they were another model's
         run.weights = MasterWeights(model)  # AdamW begins anew
         run.phase, run.step, run.figures = "reinforce", 0, {}
+
+
+def worked(run: Run, problems: list[data.Problem]) -> tuple[list[list[int]], list[list[int]]]:
+    """The problems' prompts, and their rationales as completions."""
+    prompts = [run.tokenizer.encode_prompt(problem.question) for problem in problems]
+    return prompts, [run.tokenizer.encode_completion(problem.rationale) for problem in problems]
 
 
 def warmup_steps(run: Run) -> int:

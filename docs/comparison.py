@@ -2,8 +2,9 @@
 
     python -m docs.comparison --out FOLDER "full=runs/full-0,runs/full-1" "nested 0.2, IS=runs/is-0,runs/is-1"
 
-Each arm is a name and its runs, one a seed, all from one checkpoint; the first arm is what the others are compared with.
-A run's folder holds train.py's metrics.jsonl, and in generated.jsonl what evaluate.py --samples 8 wrote of its checkpoint.
+Each arm is a name and its runs, one a seed, all from one checkpoint; the others are compared with the first arm. The
+folder of a run holds train.py's metrics.jsonl, and in generated.jsonl what evaluate.py --samples 8 wrote of its
+checkpoint.
 
 The interval is of the difference of an arm's accuracy to the first arm's: the mean over its seeds for each problem,
 resampled over the problems, both arms alike. It does not know how other seeds would have come out.
@@ -36,7 +37,7 @@ def interval(difference: np.ndarray, resamples: int = 10_000) -> tuple[float, fl
 
 
 def draw(arms: dict[str, list[list[dict]]], path: Path) -> None:
-    """Sampled accuracy against steps, seconds of sampling and learning, and sampled tokens; means over an arm's runs."""
+    """Sampled accuracy against steps, seconds of sampling and learning, and tokens sampled; means of an arm."""
     import matplotlib.pyplot as plt
 
     plt.rcParams["svg.hashsalt"] = "comparison"  # the same figure is the same file
@@ -69,9 +70,7 @@ def main() -> None:
     a = parser.parse_args()
     folders = {name: [Path(f) for f in runs.split(",")] for name, _, runs in (arm.partition("=") for arm in a.arms)}
     arms = {name: [read(folder) for folder in runs] for name, runs in folders.items()}
-    print(
-        "| arm | accuracy, 8 samples | against the first | seconds | sampled tokens | reward | acceptance | ESS | signal |"
-    )
+    print("| arm | accuracy, 8 samples | against the first | seconds | tokens | reward | acceptance | ESS | signal |")
     print("|---|---|---|---|---|---|---|---|---|")
     reference = None
     for name, runs in arms.items():

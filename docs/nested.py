@@ -3,7 +3,8 @@
     python -m docs.nested --model M --dropout D --dataset svamp --data-dir DATA --out FOLDER    # half an hour
 
 M is a checkpoint after a warm-up, D one after the same warm-up with --layer-dropout. At skip ratios 0.1, 0.2 and 0.3,
-ten masks each, one sample of each of the first problems of the test split. A line a row goes to FOLDER/nested.jsonl:
+ten masks, each on a tenth of the test split, so that a mean over masks is one over all its problems. A line a row goes
+to FOLDER/nested.jsonl:
 
     acceptance   mean of min(1, ρ) over the tokens of the nested model's own completions, as train.py reports it
     accuracy     mean reward of those completions
@@ -21,35 +22,35 @@ import torch
 
 import train
 from bench import seconds
-from evaluate import score
+from evaluate import accuracy, score
 from losses import diagnostics, log_ratio
 from rollout import completion_logprobs, generate
 from skip import sample_mask, valid_layers
 
-RATIOS, MASKS = (0.1, 0.2, 0.3), 10
+RATIOS, MASKS = (0, 0.1, 0.2, 0.3), 10
 
 
 def prepared(folder: str, bypass: str, a: argparse.Namespace) -> train.Run:
     """A run of train.py on that checkpoint with its nested models measured, none of it trained."""
     given = {"model": folder, "dataset": a.dataset, "data_dir": a.data_dir, "bypass": bypass, "dtype": a.dtype}
     run = train.set_up(given | {"out": str(Path(a.out) / f"{Path(folder).parent.name}-{bypass}")})
-    train.measure_nested(run)
+    train.prepare_nested(run)  # reads what is beside the checkpoint, if that was measured before
     return run
 
 
-def sampled(run: train.Run, problems: list, prompts: list, skip, seed: int) -> dict[str, float]:
-    """Figures of one completion of each problem under a mask."""
-    rollout = generate(run.model, prompts, 1, 128, run.tokenizer.eos_ids, skip=skip, seed=seed)
-    records = score(run.tokenizer, problems, rollout)
-    with torch.no_grad():
-        full = torch.zeros_like(rollout.logprobs)
-        for rows in torch.arange(len(prompts)).split(16):
-            chosen = [prompts[row] for row in rows.tolist()]
-            full[rows], _ = completion_logprobs(run.model, chosen, rollout.tokens[rows], rollout.mask[rows])
+@torch.no_grad()
+def sampled(run: train.Run, problems: list, n_samples: int, skip) -> dict[str, float]:
+    """Figures of some completions of each problem under a mask."""
+    prompts = [run.tokenizer.encode_prompt(problem.question) for problem in problems]
+    rollout = generate(run.model, prompts, n_samples, 128, run.tokenizer.eos_ids, skip=skip)
+    full = torch.zeros_like(rollout.logprobs)
+    for rows in torch.arange(len(full)).split(4 * n_samples):
+        chosen = [rollout.prompts[row] for row in rows.tolist()]
+        full[rows], _ = completion_logprobs(run.model, chosen, rollout.tokens[rows], rollout.mask[rows])
     return {
-        "accuracy": statistics.mean(samples[0]["reward"] for samples in records),
+        "accuracy": accuracy(score(run.tokenizer, problems, rollout))[0],
         "acceptance": diagnostics(log_ratio(full, rollout.logprobs, rollout.mask), rollout.mask)["acceptance"],
-        "length": rollout.mask.sum().item() / len(prompts),
+        "length": rollout.mask.sum().item() / len(full),
     }
 
 
@@ -68,37 +69,38 @@ def main() -> int:
     for flag in ("--model", "--dropout", "--dataset", "--data-dir", "--out"):
         parser.add_argument(flag, required=True)
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--problems", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=4, help="completions of a problem")
+    parser.add_argument("--ways", nargs="*", help="rows to compute; none: all")
     a = parser.parse_args()
     Path(a.out).mkdir(parents=True, exist_ok=True)
-    identity, mean, dropout = (
-        prepared(folder, bypass, a)
-        for folder, bypass in ((a.model, "identity"), (a.model, "mean"), (a.dropout, "mean"))
-    )
+    identity, mean = (prepared(a.model, bypass, a) for bypass in ("identity", "mean"))
+    dropout = prepared(a.dropout, "mean", a)
     L = identity.model.config.num_hidden_layers
     ways = {
+        "full": (mean, lambda k: []),
+        "full, dropout": (dropout, lambda k: []),
         "random": (identity, lambda k: list(range(L))),
         "border": (identity, lambda k: valid_layers(L, 1)),
         "measured": (identity, identity.measured.valid_layers),
         "measured, mean": (mean, mean.measured.valid_layers),
         "measured, mean, dropout": (dropout, dropout.measured.valid_layers),
     }
-    problems = identity.tests["test"][: a.problems]
-    prompts = [identity.tokenizer.encode_prompt(problem.question) for problem in problems]
+    problems = mean.tests["test"]
+    prompts = [mean.tokenizer.encode_prompt(problem.question) for problem in problems]
 
     def write(**row) -> None:
         print(row, flush=True)
         with (Path(a.out) / "nested.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
-    for name, run in (("full", mean), ("full, dropout", dropout)):
-        figures = [sampled(run, problems, prompts, None, seed * 1000) for seed in range(MASKS)]
-        write(way=name, ratio=0, accuracy=statistics.mean(f["accuracy"] for f in figures), length=figures[0]["length"])
-    for name, (run, valid) in reversed(ways.items()):
+    for name in a.ways or ways:
+        run, valid = ways[name]
         for ratio in RATIOS:
+            if (ratio == 0) != name.startswith("full"):
+                continue
             k, generator = round(ratio * L), torch.Generator().manual_seed(0)
             skips = [sample_mask(L, ratio, valid(k), generator) for _ in range(MASKS)]
-            figures = [sampled(run, problems, prompts, skip, seed * 1000) for seed, skip in enumerate(skips)]
+            figures = [sampled(run, problems[i::MASKS], a.samples, skip) for i, skip in enumerate(skips)]
             row = {"way": name, "ratio": ratio, "valid": len(valid(k)), "masks": comb(len(valid(k)), k)}
             for key in ("acceptance", "accuracy", "length"):
                 each = [f[key] for f in figures]

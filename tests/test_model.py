@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from conftest import small_model
 from safetensors.torch import load_file, save_file
 
-from model import Config, Decoder, KVCache, RMSNorm, attend, place, rotary_tables, rotate
+from model import RIDGE, Bypass, Config, Decoder, KVCache, RMSNorm, attend, place, rotary_tables, rotate
 
 L = 4  # layers of small_model
 MASKS = list(product((False, True), repeat=L))
@@ -183,43 +183,60 @@ def test_skipping_layers_is_the_model_without_them(model, layers):
     assert torch.equal(cached_logits(model, tokens, [5, 2, 1, 1], skip), cached_logits(shorter, tokens, [5, 2, 1, 1]))
 
 
-def test_a_skipped_block_adds_its_vector_the_first_position_s_apart(model):
-    """A bypass by hand: block 1 of a copy adds one vector at position 0 and another one elsewhere."""
+@pytest.mark.parametrize("rank", [0, 3])
+def test_a_skipped_block_becomes_its_bypass(model, rank):
+    """By hand: block 1 of a copy adds a vector at position 0, elsewhere up · down · its normalised input + a vector."""
     bypassed, by_hand = copy.deepcopy(model), copy.deepcopy(model)
-    bypassed.bypass = torch.randn(L, 2, bypassed.config.hidden_size, dtype=torch.float64)
-    at_first, elsewhere = bypassed.bypass[1]
+    C, generator = model.config.hidden_size, torch.Generator().manual_seed(0)
+    shapes = (L, rank, C), (L, C, rank), (L, 2, C)
+    bypassed.bypass = Bypass(*(torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes))
+    down, up, (first, others) = (part[1] for part in vars(bypassed.bypass).values())
 
     class Adds(torch.nn.Module):
         def forward(self, x, *_):
-            return torch.cat((x[:, :1] + at_first, x[:, 1:] + elsewhere), dim=1)
+            update = model.model.layers[1].input_layernorm(x) @ (up @ down).T + others
+            return x + torch.cat((first.expand(len(x), 1, C), update[:, 1:]), dim=1)
 
     by_hand.model.layers[1] = Adds()
     tokens = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
     skip = tuple(layer == 1 for layer in range(L))
-    torch.testing.assert_close(bypassed(tokens, skip=skip), by_hand(tokens), atol=1e-12, rtol=0)
+    torch.testing.assert_close(bypassed(tokens, skip=skip), by_hand(tokens), **EXACT)
     assert torch.equal(bypassed(tokens), model(tokens)), "with nothing skipped it does nothing"
-    assert "bypass" not in bypassed.state_dict(), "a checkpoint stays what transformers loads"
+    assert bypassed.state_dict().keys() == model.state_dict().keys(), "a checkpoint stays what transformers loads"
 
 
-def test_mean_updates_are_what_the_blocks_add_on_average(model):
-    """Over rows of different lengths, whose padding must not count; and a skipped block's mean replaces it."""
-    rows = [[3, 1, 4], [1, 5, 9, 2, 6], [5, 3]]
-    tokens, mask = torch.zeros(3, 5, dtype=torch.int64), torch.zeros(3, 5, dtype=torch.bool)
+@pytest.mark.parametrize("rank", [0, 3, 32])
+def test_the_fitted_bypass_is_the_best_of_its_rank(model, rank):
+    """Rows of different lengths, whose padding must not count. Rank 0 is the mean, full rank the ridge regression."""
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randint(29, (n,), generator=generator).tolist() for n in (60, 47, 80)]
+    tokens, mask = torch.zeros(3, 80, dtype=torch.int64), torch.zeros(3, 80, dtype=torch.bool)
     for i, row in enumerate(rows):
         tokens[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), True
-    firsts, others = [[] for _ in range(L)], [[] for _ in range(L)]
+    bypass = model.fit_bypass(tokens, mask, rank)
+    inputs, updates, firsts = ([[] for _ in range(L)] for _ in range(3))
     for row in rows:
         x, (positions, bias) = model.model.embed_tokens(torch.tensor([row])), place(len(row), None, torch.empty(0))
         rotary = rotary_tables(model.config, positions, x.dtype)
         for layer, block in enumerate(model.model.layers):
             y = block(x, rotary, bias, None, layer)
             firsts[layer].append((y - x)[0, 0])
-            others[layer] += list((y - x)[0, 1:])
+            inputs[layer].append(block.input_layernorm(x)[0, 1:])
+            updates[layer].append((y - x)[0, 1:])
             x = y
-    expected = torch.stack(
-        [torch.stack([torch.stack(each[layer]).mean(0) for each in (firsts, others)]) for layer in range(L)]
-    )
-    torch.testing.assert_close(model.mean_updates(tokens, mask), expected.detach(), atol=1e-12, rtol=0)
+    for layer in range(L):
+        x, update = torch.cat(inputs[layer]), torch.cat(updates[layer])
+        fitted = bypass(layer, x[None], torch.arange(1, 1 + len(x))[None])[0]
+        torch.testing.assert_close(bypass.bias[layer, 0], torch.stack(firsts[layer]).mean(0), **EXACT)
+        torch.testing.assert_close(fitted.mean(0), update.mean(0), **EXACT)
+        x, update = x - x.mean(0), update - update.mean(0)
+        ridge = RIDGE * (x**2).sum(0).mean()
+        error = ((update - (fitted - fitted.mean(0))) ** 2).sum()
+        error += ridge * ((bypass.up[layer] @ bypass.down[layer]) ** 2).sum()
+        wider = torch.cat((x, ridge.sqrt() * torch.eye(32)))  # a ridge is 32 more rows
+        regression = wider @ torch.linalg.lstsq(wider, torch.cat((update, torch.zeros(32, 32)))).solution
+        least = ((torch.cat((update, torch.zeros(32, 32))) - regression) ** 2).sum()
+        torch.testing.assert_close(error, least + (torch.linalg.svdvals(regression)[rank:] ** 2).sum())
 
 
 def test_each_mask_is_another_model(model):

@@ -8,7 +8,7 @@ import torch
 from conftest import small_model
 
 import rollout as rollout_module
-from model import Decoder
+from model import Bypass, Decoder
 from rollout import (
     completion_logprobs,
     completion_logprobs_naive,
@@ -32,9 +32,10 @@ def model():
 
 @pytest.fixture(scope="module")
 def bypassed():
-    """The same with vectors in place of skipped blocks."""
-    model = small_model()
-    model.bypass = torch.randn(4, 2, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    """The same with something in place of skipped blocks."""
+    model, generator = small_model(), torch.Generator().manual_seed(0)
+    shapes = (4, 3, 32), (4, 32, 3), (4, 2, 32)
+    model.bypass = Bypass(*(torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes))
     return model
 
 

@@ -15,7 +15,7 @@ from conftest import Letters, pay, small_model, spy
 import data
 import train
 from losses import gradient_weights, group_advantages, log_ratio, normaliser, policy_loss
-from model import Decoder
+from model import Bypass, Decoder
 from report import ACCURACIES, METRICS
 from rollout import Rollout, completion_logprobs, generate
 from skip import Measured
@@ -796,10 +796,10 @@ def test_an_error_of_our_own_is_not_hidden_and_loses_nothing(run, easy_reward, m
 
 @pytest.fixture
 def measuring(loop):
-    """A loop whose valid layers are measured and whose skipped blocks have their means."""
+    """A loop whose valid layers are measured and whose skipped blocks have something in their place."""
 
     def measuring(**settings) -> train.Run:
-        run = loop(valid_layers="measured", bypass="mean", **settings)
+        run = loop(valid_layers="measured", bypass="linear", **settings)
         run.valid = None
         return run
 
@@ -807,7 +807,10 @@ def measuring(loop):
 
 
 def test_nested_models_are_measured_on_the_model_s_own_completions_of_train_prompts(measuring, monkeypatch):
-    """By hand: the means of a pass over prompt and completion, the acceptance with each layer skipped in its place."""
+    """By hand: the bypass of prompts and completions, and with it the acceptance with each layer skipped. The one is
+    fitted on the last of them, the other is of the first."""
+    monkeypatch.setattr(train, "PROBE", 4)
+    monkeypatch.setattr(train, "FIT", 6)
     calls, run = spy(monkeypatch, train, "generate"), measuring()
     train.measure_nested(run)
     [call] = calls
@@ -815,10 +818,11 @@ def test_nested_models_are_measured_on_the_model_s_own_completions_of_train_prom
     assert sorted(call["prompts"]) == sorted(known) and call["skip"] is None and call["max_new_tokens"] == 6
     rollout = generate(**call)
     sequences = [p + row[m].tolist() for p, row, m in zip(call["prompts"], rollout.tokens, rollout.mask, strict=True)]
-    torch.testing.assert_close(run.model.bypass, run.model.mean_updates(*train.pack(sequences, "cpu")))
+    bypass = run.model.fit_bypass(*train.pack(sequences[4:], "cpu"), rank=8)
+    torch.testing.assert_close(vars(run.model.bypass), vars(bypass))
     for layer, alone in enumerate(run.measured.alone):
         kept = []
-        for prompt, whole in zip(call["prompts"], sequences, strict=True):
+        for prompt, whole in zip(call["prompts"][:4], sequences[:4], strict=True):
             of = {"logits_for": torch.arange(len(whole))[None] >= len(prompt) - 1}
             p, q = (
                 run.model(torch.tensor([whole]), skip=skip, **of)[:-1].softmax(-1)
@@ -860,7 +864,7 @@ def test_the_gradient_of_a_layer_dropout_is_the_supervised_one_and_the_nested_mo
     gradients = []
     for budget in (1, 10_000):
         run = measuring(warmup_epochs=1, warmup_batch=10, layer_dropout=0.5, micro_batch_tokens=budget)
-        run.model.bypass = torch.ones(4, 2, 32)
+        run.model.bypass = Bypass(*(torch.ones(shape) / 32 for shape in ((4, 2, 32), (4, 32, 2), (4, 2, 32))))
         run.measured = Measured([0.9] * 4, [1, 2, 0, 3], [0.9] * 4)
         skip = run.mask(2, step=1)
         model = copy.deepcopy(run.model)
@@ -914,6 +918,19 @@ def test_a_model_beside_which_nothing_can_be_kept_is_measured_with_a_warning(che
     (folder / "nested").touch()
     with pytest.warns(UserWarning, match="cannot be kept beside the model"):
         assert trained(folder, tmp_path / "out") == 0
+
+
+def test_a_broken_measurement_beside_a_model_is_made_again(checkpoint, tmp_path):
+    """A copy that was cut short costs a minute, not the run."""
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "model"))
+    shutil.rmtree(folder / "nested", ignore_errors=True)
+    assert trained(folder, tmp_path / "one") == 0
+    path = folder / "nested" / "measured.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    with pytest.warns(UserWarning, match="measured again"):
+        assert trained(folder, tmp_path / "two") == 0
+    assert path.read_bytes() == whole
 
 
 def test_an_automatic_ratio_begins_where_the_measurement_says_and_follows_the_acceptance(measuring, monkeypatch):
