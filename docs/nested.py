@@ -73,20 +73,21 @@ def main() -> int:
     parser.add_argument("--ways", nargs="*", help="rows to compute; none: all")
     a = parser.parse_args()
     Path(a.out).mkdir(parents=True, exist_ok=True)
-    identity, mean = (prepared(a.model, bypass, a) for bypass in ("identity", "mean"))
-    dropout = prepared(a.dropout, "mean", a)
-    L = identity.model.config.num_hidden_layers
-    ways = {
-        "full": (mean, lambda k: []),
+    runs = {bypass: prepared(a.model, bypass, a) for bypass in ("identity", "mean", "linear")}
+    dropout = prepared(a.dropout, "linear", a)
+    L = dropout.model.config.num_hidden_layers
+    ways = {  # the run, and the valid layers for k skipped ones
+        "full": (runs["linear"], lambda k: []),
         "full, dropout": (dropout, lambda k: []),
-        "random": (identity, lambda k: list(range(L))),
-        "border": (identity, lambda k: valid_layers(L, 1)),
-        "measured": (identity, identity.measured.valid_layers),
-        "measured, mean": (mean, mean.measured.valid_layers),
-        "measured, mean, dropout": (dropout, dropout.measured.valid_layers),
+        "random": (runs["identity"], lambda k: list(range(L))),
+        "border": (runs["identity"], lambda k: valid_layers(L, 1)),
+        "measured": (runs["identity"], runs["identity"].measured.valid_layers),
+        "measured, mean": (runs["mean"], runs["mean"].measured.valid_layers),
+        "measured, linear": (runs["linear"], runs["linear"].measured.valid_layers),
+        "measured, linear, dropout": (dropout, dropout.measured.valid_layers),
     }
-    problems = mean.tests["test"]
-    prompts = [mean.tokenizer.encode_prompt(problem.question) for problem in problems]
+    problems = dropout.tests["test"]
+    prompts = [dropout.tokenizer.encode_prompt(problem.question) for problem in problems]
 
     def write(**row) -> None:
         print(row, flush=True)
@@ -106,7 +107,44 @@ def main() -> int:
                 each = [f[key] for f in figures]
                 row |= {key: statistics.mean(each), f"{key}_min": min(each)}
             write(**row, speed=speed(run, prompts, skips[:3]))
+    rows = [json.loads(line) for line in (Path(a.out) / "nested.jsonl").read_text(encoding="utf-8").splitlines()]
+    print(table(rows))
+    draw(rows, Path(a.out) / "nested.svg")
     return 0
+
+
+def table(rows: list[dict]) -> str:
+    lines = ["| layers and bypass | skip ratio | masks | acceptance | least | accuracy | least | length | tokens/s |"]
+    lines += ["|---" * 9 + "|"]
+    for r in rows:
+        lines.append(
+            f"| {r['way']} | {r['ratio']} | {r['masks']:,} | {r['acceptance']:.3f} | {r['acceptance_min']:.3f} | "
+            f"{r['accuracy']:.1%} | {r['accuracy_min']:.1%} | {r['length']:.0f} | {r['speed']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    """Acceptance and accuracy against the skip ratio, mean and least of the masks."""
+    import matplotlib.pyplot as plt
+
+    plt.rcParams["svg.hashsalt"] = "nested"  # the same figure is the same file
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4))
+    for axis, key in zip(axes, ("acceptance", "accuracy"), strict=True):
+        for way in dict.fromkeys(r["way"] for r in rows if r["ratio"]):
+            full = "full, dropout" if way.endswith("dropout") else "full"
+            ratios, means, least = zip(
+                *((r["ratio"], r[key], r[f"{key}_min"]) for r in rows if r["way"] in (way, full)), strict=True
+            )
+            [line] = axis.plot(ratios, means, marker="o", label=way)
+            if key == "acceptance":
+                axis.plot(ratios, least, linestyle=":", color=line.get_color())
+        axis.set_xlabel("skip ratio")
+        axis.set_ylabel(f"{key} of the nested model" + ", dotted: of the worst mask" * (key == "acceptance"))
+        axis.set_ylim(bottom=0)
+    axes[0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
 
 
 if __name__ == "__main__":
