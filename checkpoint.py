@@ -147,7 +147,7 @@ def measured_of(run) -> str:
     s, weights = run.settings, zlib.crc32(b"")
     for parameter in run.model.parameters():
         weights = zlib.crc32(parameter.detach()[:1].float().cpu().numpy().tobytes(), weights)
-    settings = s.dataset, s.valid_layers, s.bypass, s.temperature, s.max_new_tokens, s.prompt_template, s.seed
+    settings = s.dataset, s.valid_layers, s.bypass, s.temperature, s.max_new_tokens, s.prompt_template
     return repr((run.phase, *settings, weights))
 
 

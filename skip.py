@@ -1,7 +1,7 @@
 """Which layers a nested model leaves out: the definitions D1-D3 of the method. Every line here exists for skipping.
 
 D1  the layers of a model are 0 … L−1, each a whole block (attention and MLP with their residuals);
-D2  the valid layers are those that may be skipped: an explicit list, or all but `border` on each side;
+D2  the valid layers are those that may be skipped: measured, an explicit list, or all but `border` on each side;
 D3  a mask skips round(ratio · L) of them, drawn uniformly without replacement.
 
 A mask is a tuple of L bools, True = skipped, and is an argument of `Decoder.forward`. The trainer draws a new one for

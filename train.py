@@ -208,24 +208,24 @@ class Run:
             valid = self.measured.valid_layers(n_skipped) if self.measured else []
         return sample_mask(n_layers, n_skipped / n_layers, valid, generator)
 
-    def unmeasured(self) -> bool:  # SKIP
-        """Whether `measure_nested` has to come before a layer can be skipped."""
-        return (self.valid is None and self.measured is None) or (
-            self.settings.bypass != "identity" and self.model.bypass is None
-        )
+    def to_measure(self) -> bool:  # SKIP
+        """Whether the valid layers or the bypass, where they are measured at all, are not yet, or no longer good."""
+        layers, bypass = self.valid is None, self.settings.bypass != "identity"
+        missing = (layers and self.measured is None) or (bypass and self.model.bypass is None)
+        return missing or ((layers or bypass) and self.watch.drifted())
 
 
 def reinforce(run: Run) -> None:
     """The method: batches, each sampled under a skip mask of its own, each one step of the full model."""
     s, model, log = run.settings, run.model, run.log
-    if s.skip_ratio and run.unmeasured():  # SKIP
+    if s.skip_ratio and run.to_measure():  # SKIP
         prepare_nested(run)
     if run.figures is not None:  # step 0, or a step whose evaluation was interrupted
         finish_step(run)
     for step in tqdm(range(run.step + 1, s.steps + 1), desc="steps", leave=False, disable=None):
         problems = draw(run.train, s.prompts, step, s.seed)
         prompts = [run.tokenizer.encode_prompt(problem.question) for problem in problems]
-        if run.watch.drifted():  # SKIP
+        if s.skip_ratio and run.to_measure():  # SKIP
             prepare_nested(run)
         skip = run.mask(run.watch.n_skipped, step)  # SKIP
 
@@ -289,10 +289,10 @@ def measure_nested(run: Run) -> None:  # SKIP
     to change what it writes, on their rationales. The bypass is fitted on other problems than the acceptance is of.
     """
     s, model, tokenizer = run.settings, run.model, run.tokenizer
-    problems = draw(run.train, min(PROBE + FIT, len(run.train)), 1, s.seed)
+    problems = draw(run.train, min(PROBE + FIT, len(run.train)), step=1, seed=0)  # the same for every seed of a run
     prompts, completions = worked(run, problems)
     if run.phase == "reinforce":
-        stream = s.seed * 2**32 + 2**31  # no step's
+        stream = 2**31  # no step's
         rollout = generate(
             model, prompts, 1, s.max_new_tokens, tokenizer.eos_ids, temperature=s.temperature, seed=stream
         )
@@ -437,7 +437,7 @@ def cut_by_tokens(rows: list[int], prompts: list[list[int]], lengths: list[int],
 def warm_up(run: Run) -> None:
     """Supervised learning of the train split's rationales."""
     s, model, steps = run.settings, run.model, warmup_steps(run)
-    if s.layer_dropout and run.unmeasured():  # SKIP
+    if s.layer_dropout and run.to_measure():  # SKIP
         prepare_nested(run)
     if run.figures is not None:
         finish_step(run)
