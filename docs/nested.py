@@ -12,6 +12,7 @@ to FOLDER/nested.jsonl:
 """
 
 import argparse
+import functools
 import json
 import statistics
 import sys
@@ -27,7 +28,7 @@ from losses import diagnostics, log_ratio
 from rollout import completion_logprobs, generate
 from skip import sample_mask, valid_layers
 
-RATIOS, MASKS = (0, 0.1, 0.2, 0.3), 10
+RATIOS, MASKS = (0.1, 0.2, 0.3), 10
 
 
 def prepared(folder: str, bypass: str, a: argparse.Namespace) -> train.Run:
@@ -58,7 +59,7 @@ def speed(run: train.Run, prompts: list, skips: list) -> float:
     """Tokens/s under masks over tokens/s under none, in turn."""
 
     def sample(skip):
-        return seconds(lambda: generate(run.model, prompts[:8], 8, 32, [], skip=skip))
+        return seconds(lambda: generate(run.model, prompts, 8, 32, [], skip=skip))
 
     sample(None)
     return statistics.median(sample(None) / sample(skip) for skip in skips)
@@ -73,21 +74,17 @@ def main() -> int:
     parser.add_argument("--ways", nargs="*", help="rows to compute; none: all")
     a = parser.parse_args()
     Path(a.out).mkdir(parents=True, exist_ok=True)
-    runs = {bypass: prepared(a.model, bypass, a) for bypass in ("identity", "mean", "linear")}
-    dropout = prepared(a.dropout, "linear", a)
-    L = dropout.model.config.num_hidden_layers
-    ways = {  # the run, and the valid layers for k skipped ones
-        "full": (runs["linear"], lambda k: []),
-        "full, dropout": (dropout, lambda k: []),
-        "random": (runs["identity"], lambda k: list(range(L))),
-        "border": (runs["identity"], lambda k: valid_layers(L, 1)),
-        "measured": (runs["identity"], runs["identity"].measured.valid_layers),
-        "measured, mean": (runs["mean"], runs["mean"].measured.valid_layers),
-        "measured, linear": (runs["linear"], runs["linear"].measured.valid_layers),
-        "measured, linear, dropout": (dropout, dropout.measured.valid_layers),
+    ways = {  # checkpoint, bypass, and the valid layers of L for k skipped ones; None: as measured
+        "full": (a.model, "linear", lambda L, k: []),
+        "full, dropout": (a.dropout, "linear", lambda L, k: []),
+        "random": (a.model, "identity", lambda L, k: list(range(L))),
+        "border": (a.model, "identity", lambda L, k: valid_layers(L, 1)),
+        "measured": (a.model, "identity", None),
+        "measured, mean": (a.model, "mean", None),
+        "measured, linear": (a.model, "linear", None),
+        "measured, linear, dropout": (a.dropout, "linear", None),
     }
-    problems = dropout.tests["test"]
-    prompts = [dropout.tokenizer.encode_prompt(problem.question) for problem in problems]
+    runs = functools.cache(lambda folder, bypass: prepared(folder, bypass, a))
 
     def write(**row) -> None:
         print(row, flush=True)
@@ -95,14 +92,16 @@ def main() -> int:
             file.write(json.dumps(row) + "\n")
 
     for name in a.ways or ways:
-        run, valid = ways[name]
-        for ratio in RATIOS:
-            if (ratio == 0) != name.startswith("full"):
-                continue
+        folder, bypass, given = ways[name]
+        run = runs(folder, bypass)
+        problems, L = run.tests["test"], run.model.config.num_hidden_layers
+        prompts = [run.tokenizer.encode_prompt(problem.question) for problem in problems[:8]]
+        for ratio in (0,) if name.startswith("full") else RATIOS:
             k, generator = round(ratio * L), torch.Generator().manual_seed(0)
-            skips = [sample_mask(L, ratio, valid(k), generator) for _ in range(MASKS)]
+            valid = given(L, k) if given else run.measured.valid_layers(k)
+            skips = [sample_mask(L, ratio, valid, generator) for _ in range(MASKS)]
             figures = [sampled(run, problems[i::MASKS], a.samples, skip) for i, skip in enumerate(skips)]
-            row = {"way": name, "ratio": ratio, "valid": len(valid(k)), "masks": comb(len(valid(k)), k)}
+            row = {"way": name, "ratio": ratio, "masks": comb(len(valid), k)}
             for key in ("acceptance", "accuracy", "length"):
                 each = [f[key] for f in figures]
                 row |= {key: statistics.mean(each), f"{key}_min": min(each)}
