@@ -144,7 +144,7 @@ def read_measured(run, folder: Path, resumed: bool = False) -> bool:
 
 def measured_of(run) -> str:
     """What a measurement depends on, the weights by the first row of each."""
-    s, weights = run.settings, zlib.crc32(b"")
+    s, weights = run.settings, 0
     for parameter in run.model.parameters():
         weights = zlib.crc32(parameter.detach()[:1].float().cpu().numpy().tobytes(), weights)
     settings = s.dataset, s.valid_layers, s.bypass, s.temperature, s.max_new_tokens, s.prompt_template

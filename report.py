@@ -97,15 +97,15 @@ def readable(phase: str, step: int, steps: int, f: dict, seconds: float | None) 
     return "  ".join(parts)
 
 
-def readable_layers(measured, valid: list[int], n_skipped: int) -> str:
-    """A `skip.Measured` as a table: the layers in the order in which they can be left out."""
-    n = len(valid)
+def readable_layers(measured, n_skipped: int) -> str:
+    """A `skip.Measured` as a table: its valid layers for n_skipped, in the order in which they can be left out."""
+    n = len(measured.valid_layers(n_skipped))
     rows = {
-        "layer": [str(layer) for layer in measured.order],
-        "accepted without it": [f"{measured.alone[layer]:.2f}" for layer in measured.order],
-        "and those before": [f"{together:.2f}" for together in measured.together],
+        "layer": [str(layer) for layer in measured.order[:n]],
+        "accepted without it": [f"{measured.alone[layer]:.2f}" for layer in measured.order[:n]],
+        "and those before": [f"{together:.2f}" for together in measured.together[:n]],
     }
-    lines = [f"{name:20}" + "".join(f"{cell:>5}" for cell in cells[:n]) for name, cells in rows.items()]
+    lines = [f"{name:20}" + "".join(f"{cell:>5}" for cell in cells) for name, cells in rows.items()]
     others = ", ".join(f"{layer} ({measured.alone[layer]:.2f})" for layer in sorted(measured.order[n:]))
     masks = f"{n_skipped} of these are skipped: {math.comb(n, n_skipped):,} masks"
     return "\n".join(["", *lines, masks + (f"; never {others}" if others else ""), ""])

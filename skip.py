@@ -144,6 +144,8 @@ class Watch:
         k = self.n_skipped
         grown = 1 - (1 - self.mean) * (k + 1) / max(k, 1)
         if self.batches >= 2 and self.mean < wanted:
-            self.n_skipped, self.mean, self.batches, self.best, self.hold = k - 1, 1.0, 0, 0.0, 10
+            k, self.hold = k - 1, 10
         elif self.batches >= 4 and self.hold == 0 and grown >= wanted and k < most:
-            self.n_skipped, self.mean, self.batches, self.best = k + 1, 1.0, 0, 0.0
+            k += 1
+        if k != self.n_skipped:
+            self.n_skipped, self.mean, self.batches, self.best = k, 1.0, 0, 0.0
