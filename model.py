@@ -2,8 +2,8 @@
 
 Reading order: `Decoder.hidden` first, then `Block`, `Attention`, `KVCache`; loading and saving are at the end. Names
 of parameters and of configuration keys are Hugging Face's, so a checkpoint needs no mapping. Definitions of the method:
-D1 (a layer is a whole `Block`) and D3 (a skipped block is the identity, or its `Bypass`). Lines that
-exist for skipping carry `# SKIP`.
+D1 (a layer is a whole `Block`) and D3 (a skipped block is the identity, or its `Bypass`). Lines that exist for skipping
+carry `# SKIP`.
 
 Departures from transformers: no dropout; no attention mask argument (a row is padded on the right, where causal
 attention never looks, or on the left in a `KVCache` that knows by how much); norms and rotary tables are computed in
@@ -505,7 +505,14 @@ class Decoder(nn.Module):
         for complaint, names in (
             ("lacks", expected.keys() - tensors.keys()),
             ("holds tensors that config.json does not account for:", tensors.keys() - expected.keys()),
-            ("holds a wrong shape for", {n for n in expected.keys() & tensors if expected[n] != tensors[n].shape}),
+            (
+                "holds a wrong shape for",
+                {
+                    f"{n}: {list(tensors[n].shape)}, expected {list(expected[n])},"
+                    for n in expected.keys() & tensors
+                    if expected[n] != tensors[n].shape
+                },
+            ),
         ):
             if names:
                 raise ValueError(
@@ -561,20 +568,39 @@ def packed(model: Decoder, rows: int):
 
 
 def find_checkpoint(folder_or_hub_id: str | Path) -> Path:
-    """The folder itself, or where huggingface_hub keeps the repository of that name (downloaded once)."""
-    folder = Path(folder_or_hub_id).expanduser()
+    """The folder itself, or where huggingface_hub keeps the repository of that name: downloaded once, taken up again
+    where a download was cut, and read from its cache where there is no network.
+
+    Raises FileNotFoundError where there is no such folder or repository, PermissionError for a gated one, and
+    ConnectionError where a download fails.
+    """
+    folder, name = Path(folder_or_hub_id).expanduser(), str(folder_or_hub_id)
     if folder.is_dir():
         return folder
-    from huggingface_hub import snapshot_download  # only here: a folder needs no hub
+    from huggingface_hub import errors, snapshot_download  # only here: a folder needs no hub
 
     try:
-        return Path(snapshot_download(str(folder_or_hub_id), allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise FileNotFoundError(
-            f"{folder_or_hub_id}: no such folder, and not to be had from the Hugging Face hub ({reason}); "
-            "expected a folder with config.json and *.safetensors, or a hub id like HuggingFaceTB/SmolLM2-135M-Instruct"
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+    except errors.GatedRepoError:
+        raise PermissionError(
+            f"{name}: the Hugging Face hub gives it to those alone who accepted its terms; accept them on the model's "
+            "page, then log in (hf auth login) or set HF_TOKEN to a token of yours"
         ) from None
+    except (errors.RepositoryNotFoundError, errors.LocalEntryNotFoundError, errors.HFValidationError) as error:
+        raise FileNotFoundError(
+            f"{name}: no such folder, and not to be had from the Hugging Face hub ({in_short(error)}); expected a "
+            "folder with config.json and *.safetensors, or a hub id like HuggingFaceTB/SmolLM2-135M-Instruct (of a "
+            "private one, log in: hf auth login)"
+        ) from None
+    except Exception as error:  # the network's errors are of several libraries
+        raise ConnectionError(
+            f"{name}: could not be downloaded from the Hugging Face hub ({in_short(error)}); the same command goes "
+            "on where it stopped"
+        ) from None
+
+
+def in_short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def read_safetensors(folder: Path, dtype: torch.dtype, device) -> dict[str, Tensor]:

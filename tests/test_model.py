@@ -569,7 +569,10 @@ BROKEN = [
     (write("model.safetensors", ""), "model.safetensors.*not a whole safetensors file"),
     (lambda folder: edit_weights(folder, lambda t: t.pop(UP)), f"lacks {UP}"),
     (lambda folder: edit_weights(folder, lambda t: t.update(other=torch.ones(1))), "does not account for: other"),
-    (lambda folder: edit_weights(folder, lambda t: t.update({UP: t[UP].T.contiguous()})), f"wrong shape for {UP}"),
+    (
+        lambda folder: edit_weights(folder, lambda t: t.update({UP: t[UP].T.contiguous()})),
+        rf"wrong shape for {UP}: \[.*\], expected \[",
+    ),
     (lambda folder: edit_weights(folder, lambda t: t.update({UP: t[UP].to(torch.int8)})), f"{UP}.*torch.int8"),
     (lambda folder: (folder / "config.json").unlink(), "config.json"),
     (write("config.json", "[]"), "config.json"),
@@ -594,15 +597,3 @@ def test_a_broken_folder_is_refused_by_file_and_tensor(folder, damage, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message) as refusal:
         Decoder.from_pretrained(folder)
     assert str(folder) in str(refusal.value)
-
-
-@pytest.mark.parametrize("reason", ["the hub cannot be reached", ""])
-def test_a_name_that_is_neither_folder_nor_hub_id_says_what_was_expected(monkeypatch, reason):
-    """The usual cause is a slip in the path, and the hub's own error speaks of repositories, if it says anything."""
-
-    def offline(*args, **kwargs):
-        raise OSError(reason)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
-    with pytest.raises(FileNotFoundError, match=f"no/such.*{reason}.*expected a folder"):
-        Decoder.from_pretrained("no/such")
