@@ -7,10 +7,14 @@ import os
 import sys
 import tempfile
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
+
+from data.problem import Problem
+from reward import canonical, parse_number
 
 
 @dataclass(frozen=True)
@@ -63,35 +67,61 @@ def download(source: Source, path: Path) -> None:
             Path(file.name).unlink(missing_ok=True)
 
 
-def read_records(path: Path, fields: dict[str, type | tuple], expected: int) -> list[dict]:
-    """The records of a JSON list (*.json) or of JSON lines (*.jsonl), each checked to hold `fields` of their types.
+def read_problems(
+    path: Path, fields: dict[str, type | tuple], to_problem: Callable[[dict], Problem], expected: int | None = None
+) -> list[Problem]:
+    """What `to_problem` makes of the records of a JSON list (*.json) or of JSON lines (*.jsonl), in their order.
 
-    Prints the count where it is not the `expected` one: a partial file may be meant, but should not go unnoticed.
-    Raises ValueError that names the file and the line (or the record of a list).
+    fields: what each record must hold, and of which types.  expected: records of the published file; another count is
+    printed, for a partial file may be meant but should not go unnoticed.
+    Raises ValueError that names the file and the line (or the record of a list): no record is ever left out.
     """
+    problems = []
+    for place, record in read_records(path):
+        try:
+            for field, kind in fields.items():
+                if not isinstance(record, dict) or not isinstance(record.get(field), kind):
+                    raise ValueError(f"expected a record with the field {field!r}, got {str(record)[:80]}")
+            problem = to_problem(record)
+            if not problem.question.strip():
+                raise ValueError("the question is empty")
+            if canonical(problem.answer) is None:
+                raise ValueError(f"expected an answer that can be compared, got {problem.answer[:80]!r}")
+            (problem.question + problem.answer + problem.rationale).encode()  # JSON can say what UTF-8 cannot
+        except ValueError as error:
+            raise ValueError(f"{path}, {place}: {error}") from None
+        problems.append(problem)
+    if not problems:
+        raise ValueError(f"{path}: no records")
+    if expected is not None and len(problems) != expected:
+        print(f"{path}: {len(problems):,} problems (the published file has {expected:,})", file=sys.stderr)
+    return problems
+
+
+def read_records(path: Path) -> list[tuple[str, object]]:
+    """The records of a JSON list or of JSON lines, each with its place. Raises ValueError that names the place."""
+    place = "the whole file"
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".jsonl":
-            lines = [(f"line {n}", line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
-        else:
-            lines = [("the whole file", text)]
-        records = []
-        for place, line in lines:
-            records.append((place, json.loads(line)))
-        if path.suffix != ".jsonl":
-            if not isinstance(records[0][1], list):
-                raise ValueError(f"{path}: expected a JSON list of records, got {str(records[0][1])[:80]}")
-            records = [(f"record {n}", record) for n, record in enumerate(records[0][1], start=1)]
+            records = []
+            for n, line in enumerate(text.split("\n"), start=1):  # splitlines would cut at U+2028 too
+                place = f"line {n}"
+                if line.strip():
+                    records.append((place, json.loads(line)))
+            return records
+        records = json.loads(text)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: no UTF-8 text ({error})") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}, {place}: no JSON ({error})") from None
-    for place, record in records:
-        for field, kind in fields.items():
-            if not isinstance(record, dict) or not isinstance(record.get(field), kind):
-                raise ValueError(f"{path}, {place}: expected a record with the field {field!r}, got {str(record)[:80]}")
-    if not records:
-        raise ValueError(f"{path}: no records")
-    if len(records) != expected:
-        print(f"{path}: {len(records):,} problems (the published file has {expected:,})", file=sys.stderr)
-    return [record for _, record in records]
+    if not isinstance(records, list):
+        raise ValueError(f"{path}: expected a JSON list of records, got {str(records)[:80]}")
+    return [(f"record {n}", record) for n, record in enumerate(records, start=1)]
+
+
+def number(answer: str) -> str:
+    """The answer as it is. Raises ValueError where it is none of a data set all of whose answers are numbers."""
+    if parse_number(answer) is None:
+        raise ValueError(f"expected a number as the answer, got {answer[:80]!r}")
+    return answer

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from data.files import Source, find, read_records
+from data.files import Source, find, number, read_problems
 from data.problem import Problem
 
 BASE = "https://raw.githubusercontent.com/openai/grade-school-math/3101c7d5072418e28b9008a6636bde82a006892c/"
@@ -23,16 +23,17 @@ SOURCES = {
 }
 
 
+FIELDS = {"question": str, "answer": str}
+
+
 def load(split: str, data_dir: str | Path | None = None) -> list[Problem]:
-    path = find(SOURCES[split], data_dir)
-    problems = []
-    for record in read_records(path, {"question": str, "answer": str}, SOURCES[split].records):
-        rationale, marker, answer = record["answer"].rpartition("####")
-        if not marker or not answer.strip():
-            raise ValueError(
-                f"{path}: expected '#### ' and a number at the end of the answer {record['answer'][:80]!r}"
-            )
-        answer = answer.strip().replace(",", "")
-        rationale = re.sub(r"<<[^>]*>>", "", rationale).strip()  # the calculator's notes: 48/2 = <<48/2=24>>24
-        problems.append(Problem(record["question"].strip(), answer, f"{rationale}\n#### {answer}"))
-    return problems
+    return read_problems(find(SOURCES[split], data_dir), FIELDS, to_problem, SOURCES[split].records)
+
+
+def to_problem(record: dict) -> Problem:
+    rationale, marker, answer = record["answer"].rpartition("####")
+    if not marker:
+        raise ValueError(f"expected '#### ' and a number at the end of the answer, got {record['answer'][-80:]!r}")
+    answer = number(answer.strip().replace(",", ""))
+    rationale = re.sub(r"<<[^>]*>>", "", rationale).strip()  # the calculator's notes: 48/2 = <<48/2=24>>24
+    return Problem(record["question"].strip(), answer, f"{rationale}\n#### {answer}")

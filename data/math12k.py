@@ -5,7 +5,7 @@ A folder given as data_dir may hold a part of the train split instead, as math12
 
 from pathlib import Path
 
-from data.files import Source, find, read_records
+from data.files import Source, find, read_problems
 from data.problem import Problem
 
 # Kept in Git LFS, whose content the media host serves.
@@ -24,6 +24,7 @@ SOURCES = {
         records=500,
     ),
 }
+FIELDS = {"problem": str, "solution": str, "answer": str}
 PART = "math12k_part.jsonl"
 
 
@@ -35,9 +36,9 @@ def load(split: str, data_dir: str | Path | None = None) -> list[Problem]:
         path = part
     else:
         path = find(source, data_dir)
-    records = read_records(path, {"problem": str, "solution": str, "answer": str}, source.records)
-    problems = []
-    for record in records:
-        answer = " ".join(record["answer"].split())  # a marker ends with its line
-        problems.append(Problem(record["problem"], answer, f"{record['solution']}\n#### {answer}"))
-    return problems
+    return read_problems(path, FIELDS, to_problem, source.records)
+
+
+def to_problem(record: dict) -> Problem:
+    answer = " ".join(record["answer"].split())  # a marker ends with its line
+    return Problem(record["problem"], answer, f"{record['solution']}\n#### {answer}")

@@ -6,7 +6,7 @@ There is no official split of it for training: the first 700 problems are ours t
 import re
 from pathlib import Path
 
-from data.files import Source, find, read_records
+from data.files import Source, find, number, read_problems
 from data.problem import Problem
 
 SOURCE = Source(
@@ -20,16 +20,16 @@ FIELDS = {"Body": str, "Question": str, "Equation": str, "Answer": (int, float)}
 
 def load(split: str, data_dir: str | Path | None = None) -> list[Problem]:
     path = find(SOURCE, data_dir)
-    records = read_records(path, FIELDS, SOURCE.records)
-    records = records[:700] if split == "train" else records[700:]
-    if not records:
+    problems = read_problems(path, FIELDS, to_problem, SOURCE.records)
+    problems = problems[:700] if split == "train" else problems[700:]
+    if not problems:
         raise ValueError(f"{path}: no problem of the {split} split, which begins with the 701st; expected 1,000 in all")
-    return [to_problem(record) for record in records]
+    return problems
 
 
 def to_problem(record: dict) -> Problem:
     """Body and question as one text; the equation "( 76.0 - 25.0 )" as the rationale "76 - 25 = 51 #### 51"."""
-    answer = re.sub(r"\.0$", "", str(record["Answer"]))
+    answer = number(re.sub(r"\.0$", "", str(record["Answer"])))
     equation = re.sub(r"\.0\b", "", record["Equation"]).strip()
     if equation.startswith("(") and equation.endswith(")"):  # the whole of it, in the published file
         equation = equation[1:-1].strip()

@@ -8,6 +8,7 @@ import json
 import socket
 import threading
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -146,7 +147,13 @@ def test_a_named_folder_that_lacks_the_file_is_an_error_and_no_download(tmp_path
         (lines(GSM8K) + "\n" + lines({"question": "no answer"}), "line 3"),  # blank lines pass, and are counted
         (lines(GSM8K, {"question": "of a wrong type", "answer": 4}), "line 2"),
         (lines(GSM8K, ["not", "a", "record"]), "line 2"),
-        (lines({"question": "no marker", "answer": "It is 4."}), "####"),
+        (lines(GSM8K, {"question": "no marker", "answer": "It is 4."}), "line 2: expected '####"),
+        (lines(GSM8K, {"question": "no number", "answer": "#### four"}), "line 2: expected a number"),
+        (lines(GSM8K, {"question": "no answer", "answer": "#### "}), "line 2: expected a number"),
+        (lines(GSM8K, {"question": " ", "answer": "#### 4"}), "line 2: the question is empty"),
+        (lines(GSM8K, {"question": "half a character \ud800", "answer": "#### 4"}), "line 2"),
+        ("[" * 100_000, "line 1: no JSON"),
+        ("9" * 10_000, "line 1: no JSON"),
         ("", "no records"),
         ("\n \n", "no records"),
         (lines(GSM8K).encode() + b"\xff\xfe", "UTF-8"),
@@ -166,6 +173,8 @@ def test_broken_json_lines_name_the_file_and_the_line(tmp_path, content, place):
     [
         (json.dumps([SVAMP, {"Body": "and no more"}]), "record 2"),
         (json.dumps([SVAMP, SVAMP | {"Answer": "51"}]), "record 2"),
+        (json.dumps([SVAMP, SVAMP | {"Answer": float("nan")}]), "record 2: expected a number"),
+        (json.dumps([SVAMP, SVAMP | {"Answer": float("inf")}]), "record 2: expected a number"),
         (json.dumps([SVAMP])[:-10], "no JSON"),
         (json.dumps(SVAMP), "svamp.json"),  # one record in place of a list
         ("[]", "no records"),
@@ -178,6 +187,14 @@ def test_a_broken_json_list_names_the_file_and_the_record(tmp_path, content, pla
     with pytest.raises(ValueError) as error:
         data.load("svamp", "train", tmp_path)
     assert str(tmp_path / "svamp.json") in str(error.value) and place in str(error.value)
+
+
+@pytest.mark.parametrize("answer", ["", "$", "x" * 2000])
+def test_an_answer_of_math12k_that_nothing_could_equal_is_an_error(tmp_path, answer):
+    """It would cost a group of completions in every epoch, and never pay one."""
+    (tmp_path / "math500.jsonl").write_text(lines(MATH, MATH | {"answer": answer}))
+    with pytest.raises(ValueError, match=r"math500.jsonl, line 2: expected an answer that can be compared"):
+        data.load("math12k", "test", tmp_path)
 
 
 def test_a_part_of_svamp_without_test_problems_is_an_error(tmp_path):
@@ -216,12 +233,81 @@ def test_an_unknown_data_set_or_split_is_answered_with_the_known_ones(name, spli
         data.load(name, split)
 
 
+# A file of the user's own
+
+
+def test_a_file_of_ones_own_needs_questions_and_answers(tmp_path):
+    """AIME's answers are whole numbers, others' are LaTeX; solutions and further fields are welcome and not needed."""
+    path = tmp_path / "own.jsonl"
+    records = [
+        {"id": 7, "question": "Two and two?", "answer": 4},
+        {"problem": "Half of one?", "answer": 0.5},
+        {"problem": "Factor.", "answer": "(x+1)(x-1)\n", "solution": "By hand."},
+    ]
+    path.write_text(lines(*records))
+    problems = [
+        data.Problem("Two and two?", "4", ""),
+        data.Problem("Half of one?", "0.5", ""),
+        data.Problem("Factor.", "(x+1)(x-1)", "By hand.\n#### (x+1)(x-1)"),
+    ]
+    assert data.load(str(path), "all") == problems
+    path.with_suffix(".json").write_text(json.dumps(records))
+    assert data.load(str(path.with_suffix(".json")), "all") == problems
+
+
+def test_a_file_of_ones_own_is_split_by_its_questions(tmp_path):
+    """Nothing is tested with that is trained on, not even where a question comes twice; and more lines move none."""
+    path = tmp_path / "own.jsonl"
+    path.write_text(lines(*({"question": f"{i % 150} and 1?", "answer": i % 150 + 1} for i in range(200))))
+    assert data.splits(str(path)) == ("train", "test")
+    train, test, every = (data.load(str(path), split) for split in ("train", "test", "all"))
+    assert len(train) + len(test) == len(every) == 200 and not set(train) & set(test)
+    assert 5 <= len(set(test)) <= 30
+    with path.open("a") as file:
+        file.write(lines(*({"question": f"{i} and 1?", "answer": i + 1} for i in range(200, 400))))
+    assert data.load(str(path), "test")[: len(test)] == test
+
+
+@pytest.mark.parametrize(
+    "record, expected",
+    [
+        ({"Question": "Two and two?", "answer": 4}, "'question' or 'problem'"),
+        ({"question": "Two and two?"}, "'answer', got None"),
+        ({"question": "Two and two?", "answer": [4]}, "'answer', got \\[4\\]"),
+        ({"question": "Two and two?", "answer": True}, "'answer', got True"),
+        ({"question": "Two and two?", "answer": ""}, "an answer that can be compared"),
+        ({"question": "Two and two?", "answer": "It is 4.\n#### 4"}, "the answer alone"),
+        ({"question": "Two and two?", "answer": 4, "solution": ["2 + 2"]}, "'solution'"),
+        ({"question": "", "answer": 4}, "the question is empty"),
+        (["Two and two?", 4], "expected a record"),
+    ],
+)
+def test_a_broken_record_of_ones_own_is_named_with_what_was_expected(tmp_path, record, expected):
+    """Files of one's own are where the fields have other names."""
+    path = tmp_path / "own.jsonl"
+    path.write_text(lines({"question": "Two and two?", "answer": 4}, record))
+    with pytest.raises(ValueError, match=f"own.jsonl, line 2: .*{expected}"):
+        data.load(str(path), "all")
+
+
+def test_a_file_of_ones_own_that_is_missing_or_too_small_is_named(tmp_path):
+    """A path is mistyped; and of three problems none may fall to the test split, on which nothing could be measured."""
+    with pytest.raises(FileNotFoundError, match="absent.jsonl: no such file"):
+        data.load(str(tmp_path / "absent.jsonl"), "train")
+    (tmp_path / "own.jsonl").write_text(lines({"question": "Two and two?", "answer": 4}))
+    [empty] = [split for split in ("train", "test") if data.arith.split_of("Two and two?") != split]
+    with pytest.raises(ValueError, match=f"own.jsonl: 1 problems, none in the {empty} split"):
+        data.load(str(tmp_path / "own.jsonl"), empty)
+
+
 # What a download leaves
 
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.server.requests += 1
+        if self.server.barrier is not None:
+            self.server.barrier.wait(timeout=10)
         self.send_response(200)
         for header in self.server.headers.items():
             self.send_header(*header)
@@ -236,7 +322,7 @@ class Handler(BaseHTTPRequestHandler):
 def server(monkeypatch):
     """A server of a small SVAMP that the loader takes for the published one; .body and .headers may be changed."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.body, server.requests = json.dumps([SVAMP]).encode(), 0
+        server.body, server.requests, server.barrier = json.dumps([SVAMP]).encode(), 0, None
         server.headers = {"Content-Length": str(len(server.body))}
         url = f"http://127.0.0.1:{server.server_port}/SVAMP.json"
         source = replace(svamp.SOURCE, url=url, sha256=hashlib.sha256(server.body).hexdigest(), records=1)
@@ -276,6 +362,15 @@ def test_a_wrong_or_cut_download_leaves_nothing_and_is_tried_again(server, tmp_p
 
     server.body, server.headers = whole, whole_headers
     assert len(data.load("svamp", "train")) == 1
+
+
+def test_two_runs_that_download_at_once_both_get_the_file(server, tmp_path):
+    """A sweep starts its runs together, on an empty cache."""
+    server.barrier = threading.Barrier(2)  # neither is served before both have asked
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: data.load("svamp", "train"), range(2))
+    assert first == second and server.requests == 2
+    assert [path.read_bytes() for path in left_behind(tmp_path)] == [server.body]
 
 
 def test_ctrl_c_in_a_download_leaves_nothing(tmp_path, monkeypatch):
