@@ -8,6 +8,7 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,17 +17,22 @@ from tqdm import tqdm
 import data
 from data.prompts import Tokenizer
 from model import Decoder, find_checkpoint
-from reward import is_correct
+from reward import GRADERS, grader, is_correct
 from rollout import Rollout, generate
 
 
-def score(tokenizer: Tokenizer, problems: list[data.Problem], rollout: Rollout) -> list[list[dict]]:
+def score(
+    tokenizer: Tokenizer,
+    problems: list[data.Problem],
+    rollout: Rollout,
+    grade: Callable[[str, str], bool] = is_correct,
+) -> list[list[dict]]:
     """What each of the problems' G completions says and earns, [problem][sample]; 0 without an end token."""
     G = len(rollout.prompts) // len(problems)
     records = []
     for row, problem in enumerate(problem for problem in problems for _ in range(G)):
         text, ended = tokenizer.decode(rollout.completion(row)), bool(rollout.ended[row])
-        reward = float(ended and is_correct(text, problem.answer))
+        reward = float(ended and grade(text, problem.answer))
         question = {"question": problem.question, "answer": problem.answer}
         records.append({**question, "completion": text, "ended": ended, "reward": reward})
     return [records[start : start + G] for start in range(0, len(records), G)]
@@ -41,6 +47,7 @@ def evaluate(
     temperature: float = 0.0,
     batch: int = 64,
     seed: int = 0,
+    grade: Callable[[str, str], bool] = is_correct,
 ) -> list[list[dict]]:
     """`score`'s records of all problems with the whole model, in the order of the problems.
 
@@ -61,7 +68,7 @@ def evaluate(
             temperature=temperature,
             seed=[seed + i for i in chosen],
         )
-        for i, record in zip(chosen, score(tokenizer, [problems[i] for i in chosen], rollout), strict=True):
+        for i, record in zip(chosen, score(tokenizer, [problems[i] for i in chosen], rollout, grade), strict=True):
             records[i] = record
     return records
 
@@ -131,9 +138,12 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--model", required=True, help="folder of a checkpoint, or a hub id")
-    parser.add_argument("--dataset", required=True, help=", ".join(data.DATASETS))
+    parser.add_argument("--dataset", required=True, help=f"{', '.join(data.DATASETS)}, or a file *.jsonl")
     parser.add_argument("--data-dir", help="folder with the data set's files (default: a cache, filled by a download)")
-    parser.add_argument("--split", default="test", help="train, test or, of arith, wordings (default: test)")
+    parser.add_argument("--split", help="train, test, of arith wordings, of a file all (default: test; of a file all)")
+    parser.add_argument(
+        "--grader", default=GRADERS[0], choices=GRADERS, help="of answers that are no numbers (default: rules)"
+    )
     parser.add_argument("--problems", type=int, help="only the first so many (default: all)")
     parser.add_argument("--samples", type=int, default=0, help="samples a problem; 0: one, greedy (default: 0)")
     parser.add_argument("--temperature", type=float, default=1.0, help="of the samples (default: 1)")
@@ -150,13 +160,15 @@ def main(arguments: list[str] | None = None) -> int:
         if getattr(a, name) is not None and not bound <= getattr(a, name) < math.inf:
             parser.error(f"--{name.replace('_', '-')} is {getattr(a, name)}; expected {bound} or more")
     try:
-        problems = data.load(a.dataset, a.split, a.data_dir or None)[: a.problems]
+        split = a.split or ("all" if data.is_file(a.dataset) else "test")
+        problems = data.load(a.dataset, split, a.data_dir or None)[: a.problems]
+        grade = grader(a.grader)
         model, tokenizer = load_model(a.model, a.dtype, a.device, a.prompt_template)
         temperature, n_samples = (a.temperature, a.samples) if a.samples else (0.0, 1)
         check_room(model, tokenizer, problems, a.max_new_tokens)
         out = Path(a.out).expanduser()
         out.open("a").close()  # a place that cannot be written to should say so before the work, not after
-        records = evaluate(model, tokenizer, problems, a.max_new_tokens, n_samples, temperature, a.batch, a.seed)
+        records = evaluate(model, tokenizer, problems, a.max_new_tokens, n_samples, temperature, a.batch, a.seed, grade)
         lines = (json.dumps(record) + "\n" for samples in records for record in samples)
         out.write_text("".join(lines), encoding="utf-8")
     except (ValueError, OSError) as error:
@@ -170,7 +182,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     mean, error = accuracy(records)
     kind = f"{n_samples} samples a problem at temperature {temperature:g}" if a.samples else "greedy"
-    print(f"{a.dataset} {a.split}, {len(problems)} problems, {kind}: accuracy {mean:.1%} ± {error:.1%}")
+    print(f"{a.dataset} {split}, {len(problems)} problems, {kind}: accuracy {mean:.1%} ± {error:.1%}")
     if n_samples > 1:
         solved = [[{"reward": max(r["reward"] for r in samples)}] for samples in records]
         mean, error = accuracy(solved)

@@ -45,6 +45,7 @@ from evaluate import accuracy, check_room, complain, evaluate, load_model, out_o
 from losses import diagnostics, gradient_weights, group_advantages, log_ratio, normaliser, policy_loss, supervised_loss
 from model import Decoder, find_checkpoint
 from report import Log, examples, print_report, read, readable, readable_layers
+from reward import GRADERS, grader
 from rollout import (
     Rollout,
     completion_hidden,
@@ -79,8 +80,11 @@ class Settings:
     """One run. Each field is a flag of the command line, `--skip-ratio` for skip_ratio."""
 
     model: str = option("", "folder of a checkpoint, or a hub id; none: the embedded one, data/tiny")
-    dataset: str = option("arith", "problems to train and test on", data.DATASETS)
+    dataset: str = option("arith", f"problems to train and test on: {', '.join(data.DATASETS)}, or a file *.jsonl")
     data_dir: str = option("", "folder with the data set's files; none: a cache, filled by a download")
+    grader: str = option(
+        "rules", "who compares an answer that is no number: reward.py's rules alone, or math-verify too", GRADERS
+    )
     prompt_template: str = option("", "prompt with {question} in it; none: the checkpoint's own chat template")
     out: str = option("", "folder to write to; none: runs/ and the time")
 
@@ -90,9 +94,9 @@ class Settings:
         high=1,
         word="auto",
     )
-    min_acceptance: float = option(
+    min_acceptance: float = option(  # SKIP
         0.7, "acceptance of the batches that --skip-ratio auto keeps above", low=0.01, high=0.99
-    )  # SKIP
+    )
     valid_layers: str = option(  # SKIP
         "measured", "layers that may be skipped: measured, by the acceptance, border:K, or a list such as 2,5,8-11"
     )
@@ -174,7 +178,12 @@ class Settings:
             "warmup_lr": 1e-3 if embedded else 1e-4,
             "warmup_epochs": 20 if embedded and self.dataset != "arith" else 0,
         }
-        return replace(self, **{name: value for name, value in defaults.items() if getattr(self, name) is None})
+        decided = replace(self, **{name: value for name, value in defaults.items() if getattr(self, name) is None})
+        if decided.layer_dropout and not decided.warmup_epochs:  # SKIP
+            raise ValueError(
+                f"--layer-dropout is {self.layer_dropout}; expected --warmup-epochs too, to drop layers in"
+            )
+        return decided
 
 
 @dataclass
@@ -191,6 +200,7 @@ class Run:
 
     def __post_init__(self):
         self.weights = MasterWeights(self.model)
+        self.grade = grader(self.settings.grader)
         self.phase = "warmup" if self.settings.warmup_epochs else "reinforce"
         self.step = 0  # that was taken last, within the phase
         self.figures: dict | None = None  # of that step, until they are written
@@ -242,7 +252,7 @@ def reinforce(run: Run) -> None:
         with log.phase("sample"):
             rollout = sample(skip=skip)  # SKIP
         with log.phase("score"):
-            records = score(run.tokenizer, problems, rollout)
+            records = score(run.tokenizer, problems, rollout, run.grade)
             rewards = torch.tensor([[record["reward"] for record in samples] for samples in records])  # (P, G)
         advantages = group_advantages(rewards, s.advantage)  # (P, G)
         compared = compare_with_full(run, problems, sample) if is_evaluated(s, step) and any(skip) else {}  # SKIP
@@ -277,7 +287,7 @@ def prepare_nested(run: Run) -> None:  # SKIP
         if s.skip_ratio == "auto" and run.watch.batches == 0:
             together = run.measured.together
             n_skipped = next((k for k, kept in enumerate(together) if kept < s.min_acceptance), len(together))
-        print(readable_layers(run.measured, run.measured.valid_layers(n_skipped), n_skipped))
+        print(readable_layers(run.measured, n_skipped))
     run.watch = Watch(n_skipped)
 
 
@@ -446,10 +456,10 @@ def warm_up(run: Run) -> None:
         tokens, mask = pack(completions, model.lm_head.weight.device)
         n_skipped = round(s.layer_dropout * min(1, 2 * step / steps) * model.config.num_hidden_layers)  # SKIP
         skip = run.mask(n_skipped, step)  # SKIP
-        if n_skipped and step % 20 == 0:  # SKIP: the model has moved
-            fit_bypass(run, *worked(run, draw(run.train, min(FIT, len(run.train)), step, s.seed)))
         loss, accepted, z = 0.0, 0.0, normaliser(mask)
         with run.log.phase("update"):
+            if n_skipped and step % 20 == 0:  # SKIP: the model has moved
+                fit_bypass(run, *worked(run, draw(run.train, min(FIT, len(run.train)), step, s.seed)))
             lengths = mask.sum(dim=1).tolist()
             for rows in cut_by_tokens(list(range(len(prompts))), prompts, lengths, s.micro_batch_tokens):
                 batch = model, [prompts[row] for row in rows], tokens[rows], mask[rows]
@@ -498,7 +508,7 @@ def compare_with_full(run: Run, problems: list[data.Problem], sample: Callable[.
         start = time.perf_counter()
         rollout = sample()
         seconds = time.perf_counter() - start
-        mean, _ = accuracy(score(run.tokenizer, problems, rollout))
+        mean, _ = accuracy(score(run.tokenizer, problems, rollout, run.grade))
     length, speed = (int(rollout.mask.sum()) / per for per in (len(rollout.prompts), seconds))
     return {"full_reward": mean, "full_mean_length": length, "full_tokens_per_second": speed}
 
@@ -519,6 +529,7 @@ def test_accuracies(run: Run, step: int) -> tuple[dict[str, float], list[dict]]:
                     s.max_new_tokens,
                     temperature=temperature,
                     batch=s.prompts * s.samples,
+                    grade=run.grade,
                 )
             samples += examples(step, f"{split}, full, {mode}", records)
             key = f"{split}_accuracy" + ("_sampled" if temperature else "")
@@ -584,7 +595,7 @@ def set_up(given: dict, resume: bool = False) -> Run:
     if not s.model and not EMBEDDED.is_dir():
         raise FileNotFoundError(f"{EMBEDDED}: the embedded model is not there; `python -m data.tiny` makes it again")
     checkpoint = newest_checkpoint(out) if resume else None
-    problems = {split: data.load(s.dataset, split, s.data_dir or None) for split in data.SPLITS[s.dataset]}
+    problems = {split: data.load(s.dataset, split, s.data_dir or None) for split in data.splits(s.dataset)}
     model, tokenizer = load_model(checkpoint or s.model or EMBEDDED, s.dtype, s.device, s.prompt_template or None)
     if s.compile:
         model.compile_blocks()
@@ -595,6 +606,12 @@ def set_up(given: dict, resume: bool = False) -> Run:
     for ratio in {s.skip_ratio, s.layer_dropout} - {"auto"}:  # SKIP: refuses what cannot be
         sample_mask(n_layers, ratio, range(n_layers) if valid is None else valid, torch.Generator())
     check_room(model, tokenizer, sum(problems.values(), []), s.max_new_tokens)
+    unsolved = sum(not problem.rationale for problem in problems["train"])
+    if s.warmup_epochs and unsolved:
+        raise ValueError(
+            f"--warmup-epochs is {s.warmup_epochs}, but {unsolved:,} problems of {s.dataset} have no solution to learn "
+            "from; expected a 'solution' in each record, or --warmup-epochs 0"
+        )
     run = Run(s, model, tokenizer, problems.pop("train"), problems, valid, Log(out))
     if checkpoint:
         restore(run, checkpoint)

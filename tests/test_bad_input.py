@@ -98,6 +98,8 @@ def complaint(checkpoint, problems, tmp_path, capsys):
         ("--skip-ratio", "automatic", "neither a number nor 'auto'"),
         ("--min-acceptance", "1", "from 0.01 to 0.99"),
         ("--layer-dropout", "1.5", "from 0 to 1"),
+        ("--layer-dropout", "0.25", "--warmup-epochs too"),
+        ("--grader", "sympy", "rules, math-verify"),
         ("--bypass", "median", "mean, identity"),
         ("--gradient", "reinforce", "on-policy, is, retrace"),
         ("--advantage", "gae", "grpo, mean, rloo"),
@@ -163,7 +165,7 @@ def test_a_completion_longer_than_the_context_is_refused_before_the_run(complain
         ("--temperature", "0", "--temperature is 0.0; expected 0.01 or more"),
         ("--temperature", "nan", "--temperature"),
         ("--split", "dev", "split 'dev': expected one of"),
-        ("--dataset", "svmap", "data set 'svmap': expected one of svamp, gsm8k, math12k, arith"),
+        ("--dataset", "svmap", "dataset 'svmap': expected one of svamp, gsm8k, math12k, arith, or a file *.jsonl"),
         ("--dtype", "float8", "--dtype: invalid choice: 'float8'"),
         ("--prompt-template", "Q: {queston}", "'Q: {queston}' has no {question}"),
     ],
@@ -252,6 +254,21 @@ def test_a_broken_line_of_data_is_named(complaint, problems, script):
     with (problems / "gsm8k_test.jsonl").open("a") as file:
         file.write('{"question": "cut of')
     assert f"{problems / 'gsm8k_test.jsonl'}, line 2" in complaint(script)
+
+
+@pytest.mark.parametrize("script", [train, evaluate])
+def test_math_verify_where_it_is_not_installed_says_how(complaint, script, monkeypatch):
+    """It is no requirement; who asks for it is told, before a model has answered anything."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "pip install math-verify" in complaint(script, "--grader", "math-verify")
+
+
+def test_a_warm_up_on_problems_without_solutions_is_refused(complaint, tmp_path):
+    """It would teach to end at once."""
+    own = tmp_path / "own.jsonl"
+    own.write_text("".join(json.dumps({"question": f"What is {i} + 1?", "answer": i + 1}) + "\n" for i in range(99)))
+    line = complaint(train, "--dataset", own, "--warmup-epochs", "1")
+    assert "--warmup-epochs is 1" in line and "have no solution" in line
 
 
 @pytest.mark.parametrize("script", [train, evaluate])

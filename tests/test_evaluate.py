@@ -80,6 +80,17 @@ def test_the_command_line_prints_accuracy_and_writes_the_texts(folder, tmp_path,
     assert len([json.loads(line) for line in out.read_text().splitlines()]) == 6
 
 
+def test_a_file_of_ones_own_is_evaluated_whole_unless_a_split_is_named(folder, tmp_path, capsys):
+    """AIME has 30 problems, and all are for testing; a file that was trained on has a test split."""
+    own = tmp_path / "aime.jsonl"
+    own.write_text("".join(json.dumps({"problem": f"What is {i} + 1?", "answer": i + 1}) + "\n" for i in range(30)))
+    flags = ["--model", str(folder), "--dataset", str(own), "--max-new-tokens", "2", "--device", "cpu"]
+    assert evaluate.main([*flags, "--out", str(tmp_path / "texts.jsonl")]) == 0
+    assert f"{own} all, 30 problems, greedy" in capsys.readouterr().out
+    assert evaluate.main([*flags, "--split", "test", "--out", str(tmp_path / "texts.jsonl")]) == 0
+    assert f"{own} test, {len(data.load(str(own), 'test'))} problems" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_records_are_the_whole_model_s_completions_problem_by_problem(temperature):
     """No layer skipped, all end tokens, the temperature asked for, and stream seed + i whatever else is evaluated."""
@@ -107,21 +118,24 @@ def test_every_flag_of_the_command_line_reaches_the_evaluation(folder, tmp_path,
     """And the figures printed are mean accuracy and the share of problems solved by any sample."""
     called = {}
 
-    def stand_in(model, tokenizer, problems, max_new_tokens, n_samples, temperature, batch, seed):
+    def stand_in(model, tokenizer, problems, max_new_tokens, n_samples, temperature, batch, seed, grade):
         called.update(locals())
         rewards = [[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]] if sampled else [[1.0], [0.0]]
         return [[{"reward": r, "ended": True} for r in samples] for samples in rewards]
 
     monkeypatch.setattr(evaluate, "evaluate", stand_in)
+    monkeypatch.setattr(evaluate, "grader", lambda name: f"grader {name}")
     monkeypatch.setattr(
         evaluate.data, "load", lambda name, split, folder: [data.Problem(f"{name} {split} {i}", "7", "") for i in "123"]
     )
     flags = "--dataset arith --split train --problems 2 --max-new-tokens 9 --batch 5 --seed 7 --dtype bfloat16".split()
     flags += ["--prompt-template", "Q: {question}", "--device", "cpu", "--out", str(tmp_path / "texts.jsonl")]
+    flags += ["--grader", "math-verify"]
     flags += ["--samples", "3", "--temperature", "0.5"] if sampled else []
     assert evaluate.main(["--model", str(folder), *flags]) == 0
     assert called["model"].lm_head.weight.dtype == torch.bfloat16 and called["tokenizer"].template == "Q: {question}"
     assert [problem.question for problem in called["problems"]] == ["arith train 1", "arith train 2"]
+    assert called["grade"] == "grader math-verify"
     given = [called[name] for name in ("max_new_tokens", "n_samples", "temperature", "batch", "seed")]
     assert given == ([9, 3, 0.5, 5, 7] if sampled else [9, 1, 0.0, 5, 7])
     printed = capsys.readouterr().out
