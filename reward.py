@@ -45,7 +45,7 @@ TYPESETTING = [
     (re.compile(r"(?:√|(?<![\\A-Za-z])sqrt)(?= *\()"), r"\\sqrt"),
     (re.compile("√ *([0-9]*)"), r"\\sqrt{\1}"),
     (re.compile("[×·]"), r"\\cdot "),
-    (re.compile(r"\{,\}|,\\!"), ","),  # 1{,}234 and 1,\!234
+    (re.compile(r"\{,\}|,\\!|(?<=[0-9])\\[,!](?=[0-9]{3}(?![0-9]))"), ","),  # 1{,}234, 1,\!234 and 1\,234
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\([lg])eq(?:slant)?(?![A-Za-z])"), r"\\\1e "),
     (re.compile(r"\\(?:begin|end)\{[pb]matrix\}"), lambda m: r"\matrix " if m[0][1] == "b" else r"\endmatrix "),
@@ -59,6 +59,7 @@ TYPESETTING = [
 ]
 SPACE = re.compile("(?<![0-9]) | (?![0-9])")  # all but what keeps two numbers apart
 TOKEN = re.compile(r"\\[A-Za-z]+|\\.|.", re.DOTALL)
+COMMAND = re.compile(r"\\[A-Za-z]+ *$")
 OPENING, CLOSING = {"(", "[", r"\{", r"\matrix"}, {")", "]", r"\}", r"\endmatrix"}
 
 # [0-9] rather than \d, which also matches the digits of other scripts.
@@ -80,7 +81,7 @@ VALUE = re.compile(
     re.VERBOSE,
 )
 NAME = re.compile(r"[A-Za-z](?: ?\( ?[A-Za-z] ?\))? ?(?:=|\\in(?![A-Za-z]))(?![^=]*[=<>])")  # y =, f(x) =, x \in
-UNITS = re.compile(r"(?<=\S)(?: [A-Za-z]{2,}(?: ?\^ ?[23])?)+$")  # 9\pi square inches
+UNITS = re.compile(r"(?:(?<=[0-9)])|(?<=\\pi))(?: [A-Za-z]{2,}(?: ?\^ ?[23])?)+$")  # 9\pi square inches
 
 
 GRADERS = ("rules", "math-verify")
@@ -174,7 +175,8 @@ def unbraced(tokens: Iterator[str], end: str = "}") -> str:
             inner = argument(tokens)
             text += token + (inner if len(inner) == 1 else f"({inner})")
         else:
-            text += unbraced(tokens) if token == "{" else token
+            inner = unbraced(tokens) if token == "{" else token
+            text += f"({inner})" if len(inner) > 1 and token == "{" and COMMAND.search(text) else inner
     return text
 
 
@@ -214,8 +216,7 @@ def value(text: str, glued_units: bool = False, depth: int = 0) -> Fraction | tu
 
 def expression(text: str) -> str | None:
     """A formula or words without spaces; a sum's terms are sorted, since 1 + x is x + 1."""
-    shorter = UNITS.sub("", text)
-    text = shorter if re.search(r"[0-9\\]", shorter) else text
+    text = UNITS.sub("", text)
     if re.fullmatch(r"[A-Za-z ]{2,}", text):
         text = text.lower()
     text = SPACE.sub("", text)

@@ -4,10 +4,11 @@ r"""How far reward.py agrees with math-verify, by kind of answer.
     python -m docs.grading --data-dir DATA --rows development --show 20
     python -m docs.grading --fuzz 100000                          # odd strings: exceptions, and the time
 
-Both are asked whether a text is a reference answer of MATH. Four groups of pairs:
+Both are asked whether a text is a reference answer of MATH. Five groups of pairs:
 
     itself       the reference
     rewritten    the reference in another dress, REWRITINGS, which a mathematician would not tell from it
+    calculated   the same value in a form that takes algebra to know, CALCULATED
     spoilt       the reference with one thing changed, SPOILINGS: another answer
     another      the reference of another problem, the closest in spelling
 
@@ -113,6 +114,20 @@ REWRITINGS = {
     ),
 }
 
+CALCULATED = {
+    "6 + 1": whole(r"\d+", lambda m: f"{int(m[0]) - 1} + 1"),
+    r"\frac{2}{3}\pi": substitute(
+        r"\\frac\{(\d*) *(\\pi|\\sqrt\{\d+\})\}\{(\d+)\}", lambda m: rf"\frac{{{m[1] or 1}}}{{{m[3]}}}{m[2]}"
+    ),
+    r"\sqrt{12}": whole(r"(\d+) *\\sqrt\{(\d+)\}", lambda m: rf"\sqrt{{{int(m[1]) ** 2 * int(m[2])}}}"),
+    "(x+2)(x+1)": whole(r"(.*[^(])?(\([^()]+\)) *(\([^()]+\))", lambda m: f"{m[1] or ''}{m[3]}{m[2]}"),
+    "y = 2x": whole(r"([a-z]) = ([^=]*)", lambda m: f"{m[2]} = {m[1]}"),
+    r"\frac{6}{4}\pi": substitute(
+        r"\\frac\{(\d+) *(\\pi|\\sqrt\{\d+\})\}\{(\d+)\}",
+        lambda m: rf"\frac{{{2 * int(m[1])}{m[2]}}}{{{2 * int(m[3])}}}",
+    ),
+}
+
 SPOILINGS = {
     "another digit": lambda answer: re.sub(r"\d(?!.*\d)", lambda m: str((int(m[0]) + 1) % 10), answer, count=1),
     "another first digit": lambda answer: re.sub(r"[1-8]", lambda m: str(int(m[0]) + 1), answer, count=1),
@@ -139,6 +154,7 @@ SPOILINGS = {
     "all of 0 to 100": lambda answer: ", ".join(map(str, range(101))),
 }
 
+SAME = ("itself", "rewritten", "calculated")
 KINDS = {  # the first that matches
     "matrix": r"\\begin\{.matrix",
     "words": r"\\text|\\mbox|^\(?[A-Za-z]{3,}\)?$|^[A-F]$",
@@ -171,7 +187,7 @@ def pairs(answers: list[str]) -> list[tuple[str, str, str, str]]:
     found = {}
     for answer in different:
         found[answer, answer] = ("itself", "itself")
-        for group, changes in (("rewritten", REWRITINGS), ("spoilt", SPOILINGS)):
+        for group, changes in (("rewritten", REWRITINGS), ("calculated", CALCULATED), ("spoilt", SPOILINGS)):
             for name, change in changes.items():
                 found.setdefault((change(answer), answer), (group, name))
     for i, answer in enumerate(different):
@@ -254,7 +270,7 @@ def main() -> int:
     table("change", asked, said, lambda pair: pair[1])
     shown = Counter()
     for (group, name, text, answer), (ours, theirs) in zip(asked, said, strict=True):
-        wanted = group in ("itself", "rewritten")
+        wanted = group in SAME
         if ours != theirs or ours != wanted:
             shown[group, name, ours, theirs] += 1
             if shown[group, name, ours, theirs] <= a.show:
@@ -266,7 +282,7 @@ def table(title: str, asked: list, said: list, of) -> None:
     counts = defaultdict(Counter)
     for pair, (ours, theirs) in zip(asked, said, strict=True):
         for row in (of(pair), "all"):
-            same = pair[0] in ("itself", "rewritten")  # else another answer, unless both say that it is the same
+            same = pair[0] in SAME  # else another answer, unless both say that it is the same
             other = pair[0] == "spoilt" or ours != theirs
             counts[row].update(
                 {
@@ -280,13 +296,13 @@ def table(title: str, asked: list, said: list, of) -> None:
                     "false by math-verify": not same and other and theirs,
                 }
             )
-    groups = ("itself", "rewritten", "spoilt", "another")
+    groups = (*SAME, "spoilt", "another")
     print(
         f"\n| {title} | pairs | agree |",
         *(f"{group} |" for group in groups),
         "missed, math-verify | false, math-verify |",
     )
-    print("|---" * 9 + "|")
+    print("|---" * 10 + "|")
     for row, c in sorted(counts.items(), key=lambda item: (item[0] == "all", -item[1]["n"])):
         cells = [f"{c[g, 'agree']:,} of {c[g, 'n']:,}" if c[g, "n"] else "–" for g in groups]
         missed, false = (f"{c[k]}, {c[k + ' by math-verify']}" for k in ("missed", "false"))

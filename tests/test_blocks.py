@@ -8,6 +8,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from rollout import completion_logprobs, generate
 
 
+@pytest.mark.slow
 def test_ten_masks_compile_nothing_that_one_has_not():
     """Compiled by block, sampling and learning: a graph of the whole model would be another one for every mask."""
     model, counter = small_model(torch.float32, num_hidden_layers=6), CompileCounterWithBackend("aot_eager")

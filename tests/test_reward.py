@@ -49,6 +49,7 @@ RIGHT = [  # completion, reference
     ("\\boxed{\\$5}", "5"),
     ("\\boxed{1{,}234}", "1234"),
     ("\\boxed{1,\\!234}", "1234"),
+    ("\\boxed{1\\,234}", "1234"),
     ("\\boxed{42\\text{ apples}}", "42"),
     ("\\boxed{90^\\circ}", "90"),
     ("\\boxed{\\boxed{42}}", "42"),
@@ -180,6 +181,10 @@ LATEX = {  # reference: (what equals it, what does not)
     "5mn": (["$5mn$"], ["5", "5m", "mn"]),
     "11010_2": (["11010_{2}"], ["11010", "26", "11010_3", "11010_{22}"]),
     "y = 2x + 1": (["2x+1", "y=1+2x"], ["2x", "y = 1", "x = 2y + 1"]),
+    r"\binom{11}{2}": ([r"\binom {11} 2"], [r"\binom{1}{12}", r"\binom{2}{11}", "55"]),
+    r"\angle ABC": ([r"\angle  ABC."], [r"\angle DEF", r"\angle", "ABC"]),
+    r"0.\overline{12}": ([r"0.\overline {12}"], ["0.12", r"0.\overline{1}2"]),
+    r"\sqrt[3]{4}": ([r"\sqrt[3]4"], [r"\sqrt{4}", r"\sqrt[4]{3}", "34"]),
     "3:1": (["3 : 1"], ["1:3", "3", "31"]),
     # Tuples, intervals, unions, sets, lists, matrices: part by part
     r"(1, \frac{1}{2})": (
