@@ -23,12 +23,14 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable
 from fractions import Fraction
+from itertools import accumulate
 from threading import Timer
 
 MAX_CHARACTERS = 1000  # a longer text is no answer; also stays below the 4300 digits at which int() raises
-MAX_DEPTH = 50  # of braces; and of brackets, where each may hold a value of its own
+MAX_DEPTH = 50  # of brackets
 MAX_EXPONENT = 1000  # 1e999999999 would be a billion digits in exact arithmetic
 
 MARKER = re.compile(r"#{4,}|answer is\b:?|\\boxed\{", re.IGNORECASE | re.ASCII)
@@ -37,51 +39,54 @@ SENTENCE_END = re.compile(r"[.!?](?=\s|\Z)")  # not the point in 1,234.50
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # \{ is a printed brace, it groups nothing
 
 # What is only typesetting. What is dropped leaves a space behind, so that no two numbers grow together.
+SIGNS = {"π": "pi", "∞": "infty", "∪": "cup", "√": "sqrt", "±": "pm", "≤": "le", "≥": "ge", "×": "cdot", "·": "cdot"}
+TEXT = r"\\(?:text|mbox|operatorname|boldsymbol|(?:text|math)(?:bf|it|rm))(?![A-Za-z]) *\{([^{}]*)\}"
+UNIT = r"\\(?:text|mbox|mathrm)(?![A-Za-z]) *\{(?! *[APap]\.?[Mm])[^{}]*\}"  # of 5 \text{ cm}; not of 5 \text{ PM}
 TYPESETTING = [
     (re.compile("\N{MINUS SIGN}"), "-"),
-    (re.compile("π"), r"\\pi "),
-    (re.compile("∞"), r"\\infty "),
-    (re.compile("∪"), r"\\cup "),
-    (re.compile(r"(?:√|(?<![\\A-Za-z])sqrt)(?= *\()"), r"\\sqrt"),
-    (re.compile("√ *([0-9]*)"), r"\\sqrt{\1}"),
-    (re.compile("[×·]"), r"\\cdot "),
-    (re.compile(r"\{,\}|,\\!|(?<=[0-9])\\[,!](?=[0-9]{3}(?![0-9]))"), ","),  # 1{,}234, 1,\!234 and 1\,234
+    (re.compile("√ *([0-9]+)"), r"\\sqrt{\1}"),
+    *((re.compile(sign), rf"\\{name} ") for sign, name in SIGNS.items()),
+    (re.compile(r"(?<![\\A-Za-z])sqrt(?= *\()"), r"\\sqrt"),
+    (re.compile(r"(?<=[0-9]) ?(?:\{,\}|,? ?\\[!,]) ?(?=[0-9]{3}(?![0-9]))"), ""),  # 1{,}234, 1,\!234 and 1\,234
+    (re.compile(r"(?<=\{)([0-9]{1,3}),([0-9]{3})(?=\})"), r"\1\2"),  # \frac{1,000}{3}
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
-    (re.compile(r"\\([lg])eq(?:slant)?(?![A-Za-z])"), r"\\\1e "),
+    (re.compile(r"\\([lgn])eq?(?:slant)?(?![A-Za-z])"), r"\\\1e "),
+    (re.compile(r"\\([lr])brace(?![A-Za-z])"), lambda m: r"\{" if m[1] == "l" else r"\}"),
     (re.compile(r"\\(?:begin|end)\{[pb]matrix\}"), lambda m: r"\matrix " if m[0][1] == "b" else r"\endmatrix "),
-    (re.compile(r"\\(?:text|mbox)\{,? *(?:or|and) *\}|,? \b(?:or|and) ", re.ASCII), ","),
-    (re.compile(r"\\(?:text|mbox|(?:text|math)(?:bf|it|rm))(?![A-Za-z]) *\{([^{}]*)\}"), r" \1 "),
+    (re.compile(r"\\(?:text|mbox) *\{,? *(?:or|and) *\}|,? \b(?:or|and) ", re.ASCII), ","),
     (re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|q?quad|degree)(?![A-Za-z])"), " "),
-    (re.compile(r"\^ *(?:\\circ|\{ *\\circ *\})|(?<!\\)\\[()\[\],;:! $]|\*\*|[$€£°`~]"), " "),
-    (re.compile(r"(?<=[0-9]) *(?:\\cdot|\\times) *10 *\^ *(?:([0-9])|\{ *(-?[0-9]+) *\})"), r"e\1\2"),  # 2 \cdot 10^5
-    (re.compile(r"(?:\\cdot|\\times|\*)(?![A-Za-z])(?! *[0-9])"), " "),  # 2 \cdot x is 2x; 2 \cdot 3 is not 23
-    (re.compile(r"([_^])(-?[0-9]{2,})"), r"\1{\2}"),  # x^10 is meant as x^{10}
+    (re.compile(r"\^ *(?:\\circ|\{ *\\circ *\})|(?<!\\)\\[()\[\],;:! $]|\*\*|\\?%|[$€£°`~]"), " "),
+    (re.compile(r"(?<=[0-9]) *(?:\\cdot|\\times|\*) *\{?10\}? *\^ *(?:([0-9])|\{ *(-?[0-9]+) *\})"), r"e\1\2"),
+    (re.compile(r"([_^]) *(-[0-9]|-?[0-9]{2,})"), r"\1{\2}"),  # x^10 is meant as x^{10}
+    (re.compile(rf"(?<=[0-9)}}i]) *{UNIT}(?: *\^ *\{{?[23]\}}?)?(?=[ .]*(?:[,)]|\\\}}|$))"), ""),
+    (re.compile(TEXT), r" \1 "),
 ]
-SPACE = re.compile("(?<![0-9]) | (?![0-9])")  # all but what keeps two numbers apart
-TOKEN = re.compile(r"\\[A-Za-z]+|\\.|.", re.DOTALL)
-COMMAND = re.compile(r"\\[A-Za-z]+ *$")
-OPENING, CLOSING = {"(", "[", r"\{", r"\matrix"}, {")", "]", r"\}", r"\endmatrix"}
+UNITS = re.compile(r"(?<=[0-9)}i]) +[a-z]{3,}(?: [a-z]{2,})*\.?$")  # 9\pi square inches
+TOKEN = re.compile(r"\\[A-Za-z]+|\\.|[0-9]+(?:\.[0-9]+)?|\.[0-9]+|.", re.DOTALL)
+OPENING, CLOSING = {"{", "(", "[", r"\{", r"\matrix"}, {"}", ")", "]", r"\}", r"\endmatrix"}
+TIMES = {r"\cdot", r"\times", "*"}
+FORMULAS = {"sum", "product", "quotient", "negative", r"\sqrt", r"\binom", "^", "_"}
+RELATIONS = {"=", r"\in", "<", ">", r"\le", r"\ge", r"\ne"}
 
 # [0-9] rather than \d, which also matches the digits of other scripts.
 NUMBER = r"(?:(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
+FRACTION = re.compile(rf"\\frac *([0-9]|\{{ *{NUMBER} *\}}) *([0-9]|\{{ *{NUMBER} *\}})")
+MATHS = r"(?:pi|ln|log|sin|cos|tan|sqrt|squared|cubed|plus|minus|times|over|is|not)(?![A-Za-z])"
 VALUE = re.compile(
     rf"""
-    (?: [A-Za-z\ ]* [=:] \ ? )?                     # a name: "x = 5", "Total: 5"; but not "not 5"
+    (?P<name> (?! [A-Za-z\ ]* \b(?:not|no|but)\b ) [A-Za-z\ ]* [=:] \ ? )?     # "x = 5", "Total: 5"
     (?P<sign> [+-]? ) \ ?
-    (?: (?P<whole> [0-9]+ ) \ (?=[0-9]+/) )?        # of a mixed number: 1 1/2
+    (?: (?P<whole> [0-9]+ ) \ (?=[0-9]+\ ?/) )?     # of a mixed number: 1 1/2
     (?P<number> {NUMBER} )
     (?: \ ?/\ ? (?P<denominator> {NUMBER} ) )?
-    (?: \ ?\\?% )?
-    (?P<unit> ,?\ ?[/(]?                            # a unit: "5 apples", "5kg", "5/hour", "5 (in all)"; it starts with
+    (?P<unit> (?: ,?\ ?/? | \ \( ) (?!{MATHS})     # a unit: "5 apples", "5kg", "5/hour", "5 (in all)"; it begins with
         (?: [^\W\d_]{{2}} | [ghlLms]\b )            # two letters or is a common symbol, since 5x and 2i are algebra;
         [^\d=+*^<>|\\{{}}]*                         # it holds no second value and no formula
         (?: \^[23] )? )?                            # but for cm^2
-    \.?
+    \ ?\.?
     """,
     re.VERBOSE,
 )
-NAME = re.compile(r"[A-Za-z](?: ?\( ?[A-Za-z] ?\))? ?(?:=|\\in(?![A-Za-z]))(?![^=]*[=<>])")  # y =, f(x) =, x \in
-UNITS = re.compile(r"(?:(?<=[0-9)])|(?<=\\pi))(?: [A-Za-z]{2,}(?: ?\^ ?[23])?)+$")  # 9\pi square inches
 
 
 GRADERS = ("rules", "math-verify")
@@ -95,8 +100,12 @@ def grader(name: str) -> Callable[[str, str], bool]:
 def is_correct(completion: str, answer: str) -> bool:
     """Whether the last marker of `completion` holds the reference `answer`: equal as values, see `canonical`."""
     given, expected = extract_answer(completion), canonical(answer)
-    # The letters of a reference `5mn` are variables; a completion's `5kg` is a number with a unit.
-    return given is not None and expected is not None and canonical(given, isinstance(expected, Fraction)) == expected
+    if given is None or expected is None:
+        return False
+    if isinstance(expected, Fraction):
+        return parse_number(given) == expected
+    found = canonical(UNITS.sub("", given))
+    return expected in (found, unnamed(found)) or unnamed(expected) == found
 
 
 def extract_answer(completion: str) -> str | None:
@@ -120,121 +129,266 @@ def extract_answer(completion: str) -> str | None:
 
 
 def text_in_braces(text: str, start: int) -> str | None:
-    """What stands between the brace opened just before `start` and the one that closes it, or None if none does."""
+    """What stands between the brace opened just before `start` and the one that closes it, or None if none does, or not
+    within MAX_CHARACTERS."""
     depth = 1
-    for brace in BRACE.finditer(text, start):
+    for brace in BRACE.finditer(text, start, start + MAX_CHARACTERS):
         depth += {"{": 1, "}": -1}.get(brace[0], 0)
         if depth == 0:
             return text[start : brace.start()].strip()
     return None
 
 
-def canonical(text: str, glued_units: bool = False) -> Fraction | tuple | str | None:
-    r"""What `text` says, the same for all ways to write it that are known here; None if it is empty or too long.
+# From a text to a value. A formula is a tree, its leaves are numbers, letters and commands; what is side by side is a
+# product. Nothing is rearranged but the order of a sum's terms.
 
-    A Fraction; a tuple of a kind and of such values, in order for "(1, 2)", "[0, 1)" and matrices, sorted for sets,
-    unions, "1, 2" and "\pm 1"; or a string.  glued_units: whether 5kg is a number.
+
+def canonical(text: str) -> Fraction | tuple | str | None:
+    r"""What `text` says, the same for all ways to write it that are known here; None if it is broken or too long.
+
+    A Fraction; a tuple of a kind and of such values, in order for "(1, 2)", "[0, 1)", matrices and formulas, sorted for
+    sets, unions, sums, "1, 2" and "\pm 1"; or a string, for a letter or for words.
     """
-    return value(plain(text), glued_units)
+    text = plain(text)
+    if (number := rational(text)) is not None:
+        return number
+    try:
+        tokens = TOKEN.findall(text)
+        depths = accumulate((token in OPENING) - (token in CLOSING) for token in tokens)
+        return value(tokens) if max(depths, default=0) <= MAX_DEPTH else None
+    except (ValueError, RecursionError):
+        return None
 
 
 def parse_number(text: str) -> Fraction | None:
-    """The one number that `text` holds, exactly, or None: none, several, or one beyond the limits above."""
-    number = canonical(text, glued_units=True)
+    """The one number that `text` holds, exactly, whatever its name and unit; or None: none, several, or one beyond the
+    limits above."""
+    number = rational(plain(text), dressed=True)
+    if number is None:
+        number = unnamed(canonical(text))
     return number if isinstance(number, Fraction) else None
 
 
+def unnamed(found):
+    """The value alone of "x = 2", "f(x) = 2y", "x = 1, x = 2" and "x = 1, 2"; all else as it is, "x = 1, y = 2" too."""
+
+    def is_name(left) -> bool:
+        return (
+            isinstance(left, str) or isinstance(left, tuple) and left[0] in ("_", "product", "()") and is_name(left[1])
+        )
+
+    parts = found[1:] if isinstance(found, tuple) and found[0] == "list" else [found]
+    named = [part for part in parts if isinstance(part, tuple) and part[0] == "=" and len(part) == 3]
+    if len({part[1] for part in named}) != 1 or not is_name(named[0][1]):
+        return found
+    values = [part[-1] if part in named else part for part in parts]
+    if any(isinstance(value, str) and value.isalpha() for value in values):  # B = A names no choice
+        return found
+    return ("list", *sorted(values, key=repr)) if len(parts) > 1 else values[0]
+
+
 def plain(text: str) -> str:
-    r"""`text` without typesetting and braces: \dfrac{1}{2} is 1/2, \sqrt{12} is \sqrt(12). Empty if it is too long."""
+    """`text` without typesetting. Empty if it is too long."""
     text = text.strip()
-    if len(text) > MAX_CHARACTERS or text.count("{") > MAX_DEPTH:
+    if len(text) > MAX_CHARACTERS:
         return ""
     for pattern, replacement in TYPESETTING:
         text = pattern.sub(replacement, text)
-    return " ".join(unbraced(iter(TOKEN.findall(text))).split())
+    return " ".join(text.split())
 
 
-def unbraced(tokens: Iterator[str], end: str = "}") -> str:
-    """The tokens up to `end` as text without braces. What a command or a ^ is applied to gets parentheses instead."""
-    text = ""
-    for token in tokens:
-        if token == end:
-            break
-        if token == r"\frac":
-            over, under = argument(tokens), argument(tokens)
-            before = text.rstrip()[-1:]
-            if before == "" or before in "([,=":
-                text += "-" * (over.startswith("-") != under.startswith("-"))
-                over, under = over.removeprefix("-"), under.removeprefix("-")
-            if before.isdigit() and over.isdigit():  # a mixed number
-                text += f" {over}/"
-            else:  # 3x/4 without parentheses, but not behind another factor
-                text += f"({over})/" if before.isalnum() or re.search(r"[-+/=]", over) else f"{over}/"
-            text += under if re.fullmatch(r"[0-9.,]+|\\?[A-Za-z]+", under) else f"({under})"
-        elif token in (r"\sqrt", "^", "_"):
-            inner = argument(tokens)
-            text += token + (inner if len(inner) == 1 else f"({inner})")
-        else:
-            inner = unbraced(tokens) if token == "{" else token
-            text += f"({inner})" if len(inner) > 1 and token == "{" and COMMAND.search(text) else inner
-    return text
-
-
-def argument(tokens: Iterator[str]) -> str:
-    """What a command is applied to: a group in braces or parentheses, or else a single token."""
-    token = next((token for token in tokens if token != " "), "")
-    return SPACE.sub("", unbraced(tokens, {"{": "}", "(": ")"}[token])).strip() if token in ("{", "(") else token
-
-
-def value(text: str, glued_units: bool = False, depth: int = 0) -> Fraction | tuple | str | None:
-    """`canonical` of a plain text."""
-    text = text.strip().removesuffix(".").strip()
-    if (number := rational(text, glued_units)) is not None:
-        return number
-    if depth > MAX_DEPTH:
+def rational(text: str, dressed: bool = False) -> Fraction | None:
+    """A plain text that is a number, or a fraction of two. dressed: it may have a name and a unit."""
+    found = VALUE.fullmatch(
+        " ".join(FRACTION.sub(lambda m: f" {m[1].strip('{ }')}/{m[2].strip('{ }')} ", text).split())
+    )
+    if found is None or (not dressed and (found["name"] or found["unit"])):
         return None
-    for separator, kind in ((r"\cup", "union"), (",", "list")):
-        parts = split(text, separator)
-        if len(parts) > 1:
-            return kind, *sorted((value(part, depth=depth + 1) for part in parts), key=repr)
-    text = NAME.sub("", text, count=1).strip() if NAME.match(text) else text
-    tokens = TOKEN.findall(text)
-    if len(tokens) > 2 and tokens[0] in OPENING and tokens[-1] in CLOSING and closes_last(tokens):
-        inner = text[len(tokens[0]) : -len(tokens[-1])]
-        if tokens[0] == r"\matrix":
-            rows = [split(row, "&") for row in split(inner, r"\\")]
-            return "matrix", *(tuple(value(cell, depth=depth + 1) for cell in row) for row in rows)
-        parts = [value(part, depth=depth + 1) for part in split(inner, ",")]
-        if tokens[0] == r"\{":
-            return "list", *sorted(parts, key=repr)
-        return parts[0] if len(parts) == 1 and tokens[0] == "(" else (tokens[0] + tokens[-1], *parts)
-    if r"\pm" in tokens:
-        both = (value(text.replace(r"\pm", sign), depth=depth + 1) for sign in "+-")
-        return "list", *sorted(both, key=repr)
-    return expression(text)
-
-
-def expression(text: str) -> str | None:
-    """A formula or words without spaces; a sum's terms are sorted, since 1 + x is x + 1."""
-    text = UNITS.sub("", text)
-    if re.fullmatch(r"[A-Za-z ]{2,}", text):
-        text = text.lower()
-    text = SPACE.sub("", text)
-    sides = ("+".join(sorted(split(re.sub(r"(?<=[^(\[=^_])-", "+-", side), "+"))) for side in split(text, "="))
-    return "=".join(sides).lstrip("+") or None
-
-
-def rational(text: str, glued_units: bool) -> Fraction | None:
-    found = VALUE.fullmatch(text)
-    if found is None or (found["unit"] and found["unit"][0].isalpha() and not glued_units):
-        return None
-    parts = [
+    whole, numerator, denominator = (
         to_fraction(found[part] or default) for part, default in (("whole", "0"), ("number", ""), ("denominator", "1"))
-    ]
-    if None in parts or parts[2] == 0:
+    )
+    if None in (whole, numerator, denominator) or denominator == 0:
         return None
-    whole, numerator, denominator = parts
     return (-1 if found["sign"] == "-" else 1) * (whole + numerator / denominator)
+
+
+def value(tokens: list[str]):
+    """A list, union, relation, tuple, matrix, word or formula. ValueError where it is none."""
+    tokens = stripped(tokens)
+    if tokens[-1:] == ["."]:
+        tokens = stripped(tokens[:-1])
+    for separator, kind in ((r"\cup", "union"), (",", "list")):
+        parts, _ = split(tokens, {separator})
+        if len(parts) > 1:
+            return unordered(kind, parts)
+    sides, relations = split(tokens, RELATIONS)
+    if relations:
+        kind = " ".join(relations).replace(r"\in", "=")
+        return kind, *(value(side) for side in sides)
+    if tokens and tokens[0] in OPENING and closing(tokens) == len(tokens) - 1:
+        inside = tokens[1:-1]
+        if tokens[0] == r"\matrix":
+            return "matrix", *(tuple(value(cell) for cell in split(row, {"&"})[0]) for row in split(inside, {r"\\"})[0])
+        parts, _ = split(inside, {","})
+        if tokens[0] == r"\{":
+            return unordered("list", parts)
+        if tokens[0] in "({" and len(parts) == 1:
+            return value(inside)
+        return tokens[0] + tokens[-1], *(value(part) for part in parts)
+    if r"\pm" in tokens:
+        swapped = ({r"\pm": "+", r"\mp": "-"}, {r"\pm": "-", r"\mp": "+"})
+        return unordered("list", [[signs.get(token, token) for token in tokens] for signs in swapped])
+    if all(token.isalpha() or token == " " for token in tokens) and len(tokens) > 2:  # words
+        return "".join(tokens).lower()
+    return total(tokens)
+
+
+def stripped(tokens: list[str]) -> list[str]:
+    """Without spaces around; the text that they are of has none doubled."""
+    return tokens[tokens[:1] == [" "] : len(tokens) - (tokens[-1:] == [" "])]
+
+
+def unordered(kind: str, parts: list[list[str]]) -> tuple:
+    values = [value(part) for part in parts]
+    flat = [each for v in values for each in (v[1:] if isinstance(v, tuple) and v[0] == "list" else (v,))]
+    return kind, *sorted(flat, key=repr)
+
+
+def total(tokens: list[str]):
+    """The sum of the terms, in any order."""
+    if "|" in tokens:  # between bars an order would be wrong
+        return "".join(tokens).replace(" ", "")
+    terms, term, sign, before = [], [], "+", ""
+    depth = 0
+    for token in tokens:
+        depth += (token in OPENING) - (token in CLOSING)
+        if token in "+-" and depth == 0 and before not in TIMES | {"/", "^", "_"}:
+            if before:
+                terms.append(negative(product(term)) if sign == "-" else product(term))
+            term, sign, before = [], token if before or sign == "+" else "+-"[token == "+"], ""
+        else:
+            term.append(token)
+            before = before if token == " " else token
+    terms.append(negative(product(term)) if sign == "-" else product(term))
+    return terms[0] if len(terms) == 1 else ("sum", *sorted(terms, key=repr))
+
+
+def product(tokens: list[str]):
+    r"""The factors in their order. What stands before a / is its numerator, one factor behind it the denominator:
+    2\pi/3x is (2\pi/3)x."""
+    rest, factors, times, divided = deque(tokens), [], False, False
+    while rest:
+        token = rest.popleft()
+        if token == " ":
+            continue
+        if token in TIMES:
+            times = True
+        elif token == "/":
+            if divided:
+                raise ValueError("1/2/3 has no one reading")
+            divided = True
+            under = factor(rest)
+            mixed = len(factors) == 2 and not times and all(map(is_whole, [*factors, under]))  # 1 1/2
+            over = factors.pop() if mixed else joined(factors)
+            factors = [factors[0] + quotient(over, under)] if mixed else [quotient(over, under)]
+        else:
+            rest.appendleft(token)
+            one = factor(rest)
+            if token == r"\frac" and not times and len(factors) == 1 and is_whole(factors[0]) and is_proper(one):
+                factors = [factors[0] + one]
+            elif one is not None:
+                factors.append(one)
+    return joined(factors)
+
+
+def factor(rest: deque[str]):
+    """The next factor with its exponents and subscripts, taken off `rest`."""
+    base = argument(rest, digits=None)
+    while True:
+        while rest and rest[0] == " ":
+            rest.popleft()
+        if not rest or rest[0] not in ("^", "_"):
+            return base
+        base = rest.popleft(), base, argument(rest)
+
+
+def argument(rest: deque[str], digits: int | None = 1):
+    r"""A group, a command with its arguments, a letter or a number, of which LaTeX takes one digit: \frac12 is 1/2."""
+    while rest and rest[0] == " ":
+        rest.popleft()
+    if not rest or rest[0] in CLOSING:
+        raise ValueError("something is missing")
+    token = rest.popleft()
+    if token in OPENING:
+        end = closing([token, *rest])
+        group = [token, *(rest.popleft() for _ in range(end))]
+        return None if group == ["{", "}"] else value(group)
+    if token in ("-", "+"):
+        return negative(factor(rest)) if token == "-" else factor(rest)
+    if token == r"\frac":
+        return quotient(argument(rest), argument(rest))
+    if token == r"\binom":
+        return token, argument(rest), argument(rest)
+    if token == r"\sqrt":
+        return token, argument(rest) if rest and rest[0] == "[" else None, argument(rest)
+    if token[0] in "0123456789.":
+        if digits and len(token) > digits:
+            rest.appendleft(token[digits:])
+            token = token[:digits]
+        return Fraction(token) if token != "." else token
+    return token
+
+
+def is_whole(x) -> bool:
+    return isinstance(x, Fraction) and x.denominator == 1
+
+
+def is_proper(x) -> bool:
+    return isinstance(x, Fraction) and 0 < x < 1
+
+
+def joined(factors: list):
+    if not factors:
+        raise ValueError("a term is empty")
+    return factors[0] if len(factors) == 1 else ("product", *factors)
+
+
+def negative(x):
+    if isinstance(x, Fraction):
+        return -x
+    return x[1] if isinstance(x, tuple) and x[0] == "negative" else ("negative", x)
+
+
+def quotient(over, under):
+    """A number if both are; else a sign is drawn out of either, but not out of a sum."""
+    if isinstance(over, Fraction) and isinstance(under, Fraction) and under:
+        return over / under
+    signs = [x < 0 if isinstance(x, Fraction) else isinstance(x, tuple) and x[0] == "negative" for x in (over, under)]
+    result = "quotient", negative(over) if signs[0] else over, negative(under) if signs[1] else under
+    return negative(result) if signs[0] != signs[1] else result
+
+
+def split(tokens: list[str], separators: set[str]) -> tuple[list[list[str]], list[str]]:
+    """The tokens cut at the separators that stand in no brackets, and these."""
+    parts, found, depth = [[]], [], 0
+    for token in tokens:
+        depth += (token in OPENING) - (token in CLOSING)
+        if token in separators and depth == 0:
+            parts.append([])
+            found.append(token)
+        else:
+            parts[-1].append(token)
+    return parts, found
+
+
+def closing(tokens: list[str]) -> int:
+    """Where the bracket that the tokens begin with is closed. ValueError if it is not."""
+    depth = 0
+    for i, token in enumerate(tokens):
+        depth += (token in OPENING) - (token in CLOSING)
+        if depth == 0:
+            return i
+    raise ValueError("a bracket is not closed")
 
 
 def to_fraction(number: str) -> Fraction | None:
@@ -245,70 +399,63 @@ def to_fraction(number: str) -> Fraction | None:
     return Fraction(number.replace(",", ""))
 
 
-def split(text: str, separator: str) -> list[str]:
-    """`text` cut at the separators that stand in no brackets."""
-    parts, depth = [""], 0
-    for token in TOKEN.findall(text):
-        depth += (token in OPENING) - (token in CLOSING)
-        if token == separator and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += token
-    return parts
-
-
-def closes_last(tokens: list[str]) -> bool:
-    """Whether the bracket that the tokens begin with is closed by their last one."""
-    depth = 0
-    for i, token in enumerate(tokens):
-        depth += (token in OPENING) - (token in CLOSING)
-        if depth == 0:
-            return i == len(tokens) - 1
-    return False
-
-
 class MathVerify:
     """The grader of --grader math-verify: `is_correct` and, of references that are no numbers, symbolic equality too.
 
-    (A number has to be worked out: 3 + 4 is no answer where 7 is asked for.)  The library works in a process of its
-    own. One that has not answered in `limit_s` seconds is killed, which counts as no, and the next question starts
-    another (a second or two). Raises ValueError where math-verify is not installed.
+    A number has to be worked out: 3 + 4 is no answer where 7 is asked for. And the values have to be of one shape:
+    math-verify would take (2, 1) for "1, 2", 1010_3 for 1010_2, and the last side of 8 = x + 1 for the answer.
+
+    The library works in a process of its own. One that has not answered in `limit_s` seconds is killed, which counts as
+    no, and the next question starts another (a second or two). Raises ValueError where math-verify does not run.
     """
 
     def __init__(self, limit_s: float = 3.0):
         if importlib.util.find_spec("math_verify") is None:
             raise ValueError("--grader math-verify needs another package: pip install math-verify")
         self.limit_s, self.worker = limit_s, None
+        self.start()
+
+    def start(self) -> None:
+        self.worker = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is not for it; it ends with its input
+        )
+        if self.worker.stdout.readline() != b"ready\n":
+            said = self.worker.communicate()[1].decode(errors="replace").strip().splitlines() or ["it was killed"]
+            self.worker = None
+            raise ValueError(f"--grader math-verify: the package does not run ({said[-1]})")
 
     def is_correct(self, completion: str, answer: str) -> bool:
-        given = extract_answer(completion)
-        if given is None or is_correct(completion, answer) or isinstance(canonical(answer), Fraction):
-            return is_correct(completion, answer)
+        if is_correct(completion, answer):
+            return True
+        given, expected = extract_answer(completion), unnamed(canonical(answer))
+        if given is None or isinstance(expected, Fraction) or shape(unnamed(canonical(given))) != shape(expected):
+            return False
         return self.equal(given, answer)
 
     def equal(self, given: str, answer: str) -> bool:
+        """What math-verify alone says of two texts."""
+        question = [self.limit_s, given.strip().removesuffix("."), answer.strip().removesuffix(".")]
         if max(len(given), len(answer)) > MAX_CHARACTERS:
             return False
-        if self.worker is None:
-            self.worker = subprocess.Popen(
-                [sys.executable, __file__],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is not for it; it ends with its input
-            )
-            self.worker.stdout.readline()  # it has imported what it needs
+        if self.worker is None or self.worker.poll() is not None:
+            self.start()
         timer = Timer(self.limit_s, self.worker.kill)
         timer.start()
+        line = b""
         try:
-            self.worker.stdin.write(json.dumps([given.removesuffix("."), answer.removesuffix(".")]).encode() + b"\n")
+            self.worker.stdin.write(json.dumps(question).encode() + b"\n")
             self.worker.stdin.flush()
             line = self.worker.stdout.readline()
         except OSError:  # killed meanwhile
-            line = b""
-        timer.cancel()
-        if not line:
-            self.close()
+            pass
+        finally:
+            timer.cancel()
+            if not line:  # killed, or interrupted, when it would still answer
+                self.close()
         return line == b"true\n"
 
     def close(self) -> None:
@@ -318,9 +465,18 @@ class MathVerify:
             self.worker = None
 
 
+def shape(found) -> tuple | None:
+    """Kind and size of a list, tuple, matrix or relation; a subscript with its own."""
+    if isinstance(found, tuple) and found[0] == "_":
+        return "_", found[2]
+    flat = found is None or isinstance(found, str | Fraction) or found[0] in FORMULAS
+    return None if flat else (found[0], len(found))
+
+
 def answer_questions() -> None:
-    """The other process: a line [given, answer] of JSON in, a line true or false out."""
+    """The other process: a line [seconds, given, answer] of JSON in, a line true or false out."""
     import logging
+    import signal
 
     import math_verify
 
@@ -329,12 +485,15 @@ def answer_questions() -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32))  # 9^{9^9} is stopped by its size before its time
-    except ImportError:  # not on Windows
+    except (ImportError, ValueError, OSError):  # not on Windows; or there is a lower limit already
         pass
     print("ready", flush=True)
     for line in sys.stdin:
-        given, answer = (math_verify.parse(f"\\boxed{{{text}}}", parsing_timeout=None) for text in json.loads(line))
-        print(json.dumps(bool(math_verify.verify(answer, given, timeout_seconds=None))), flush=True)
+        limit_s, *texts = json.loads(line)
+        if hasattr(signal, "alarm"):
+            signal.alarm(int(limit_s) + 2)  # ends it where nobody is left to do it
+        given, answer = (math_verify.parse(f"\\boxed{{{text}}}", parsing_timeout=None) for text in texts)
+        print(json.dumps(bool(math_verify.verify(answer, given, float_rounding=12, timeout_seconds=None))), flush=True)
 
 
 if __name__ == "__main__":

@@ -71,6 +71,7 @@ def kind(f: Field) -> type:
 
 PROBE = 16  # problems that nested models are measured on
 FIT = 64  # problems that a bypass is fitted on
+LOOK = 64  # tokens of a completion that are looked at for either
 FAR = 0.5  # acceptance below which a warning is due
 EMBEDDED = Path(__file__).parent / "data" / "tiny"  # the default model; data/tiny.py makes it
 
@@ -303,10 +304,10 @@ def measure_nested(run: Run) -> None:  # SKIP
     prompts, completions = worked(run, problems)
     if run.phase == "reinforce":
         stream = 2**31  # no step's
-        rollout = generate(
-            model, prompts, 1, s.max_new_tokens, tokenizer.eos_ids, temperature=s.temperature, seed=stream
-        )
+        length = min(s.max_new_tokens, LOOK)
+        rollout = generate(model, prompts, 1, length, tokenizer.eos_ids, temperature=s.temperature, seed=stream)
         completions = [row[kept].tolist() for row, kept in zip(rollout.tokens, rollout.mask, strict=True)]
+    completions = [row[:LOOK] for row in completions]
     fit_bypass(run, prompts[-FIT:], completions[-FIT:])
     if run.valid is not None:
         return

@@ -218,6 +218,69 @@ LATEX = {  # reference: (what equals it, what does not)
     r"\text{Sunday}": (["Sunday", "sunday", r"\mbox{Sunday}"], ["Monday", "Sunday, Monday", "Sun"]),
 }
 
+SAME = [  # completion, reference: dresses that a reader of LaTeX has to see through
+    (r"\pm\frac{1}{2}", r"\frac12, -\frac12"),
+    (r"\frac{1\pm\sqrt5}{2}", r"\frac{1+\sqrt5}{2},\frac{1-\sqrt5}{2}"),
+    (r"1+\sqrt5, 1-\sqrt5, -2", r"\{1\pm\sqrt{5},-2\}"),
+    (r"\pm1, \pm2", "1,-1,2,-2"),
+    (r"\begin{pmatrix}1/2\\2\end{pmatrix}", r"\begin{pmatrix}\frac{1}{2}\\2\end{pmatrix}"),
+    (r"\{\frac{-1}{2},1\}", r"\{-\frac{1}{2},1\}"),
+    (r"x\le\frac12", r"x \leq 1/2"),
+    ("(10000, 5)", "(10{,}000, 5)"),
+    (r"[1234, 5]", r"[1\,234, 5]"),
+    (r"\theta = 30^\circ", "30"),
+    ("x_1 = 5", "5"),
+    ("f(2) = 5", "5"),
+    (r"AB = 5\sqrt2", r"5\sqrt{2}"),
+    (r"\text{Area} = 5\pi", r"5\pi"),
+    ("(x,y)=(1,2)", "(1,2)"),
+    ("x = 1, -1", "-1, 1"),
+    (r"3\sqrt{2}\text{ m}", r"3\sqrt2"),
+    (r"9\pi square inches", r"9\pi"),
+    (r"5\text{ N}", "5"),
+    (r"30^\circ\text{C}", "30"),
+    (r"1.5\times{10}^{3}", "1500"),
+    (r"\lbrace 1,2\rbrace", "1,2"),
+    ("(1)/(2)", "0.5"),
+    ("x≤5", r"x\le 5"),
+    ("±2", "2,-2"),
+]
+
+OTHER = [  # completion, reference: other values that differ by what a careless reader drops
+    ("1", r"\frac{1}{xy}"),
+    ("3", "3(m-n)"),
+    ("12", r"12\,xy"),
+    ("1/2", r"\frac12 bh"),
+    (r"\frac{1}{xy}", r"\frac{1}{ab}"),
+    (r"\frac{-1+\sqrt{5}}{2}", r"-\frac{1+\sqrt{5}}{2}"),
+    (r"\frac{1}{-x+1}", r"-\frac{1}{x+1}"),
+    (r"\frac{1}{2}3", r"\frac{1}{23}"),
+    (r"\frac{3}{4}e2", "3/400"),
+    (r"\frac{a}{b}c", r"\frac{a}{bc}"),
+    (r"\frac{1}{\pi}x", r"\frac{1}{\pi x}"),
+    (r"\sqrt[3]{x+1}", r"\sqrt[3]{x}+1"),
+    (r"\sqrt[3]{x^2}", r"\sqrt[3]{x}^2"),
+    (r"\binom{5}{x+1}", r"\binom{5}{x}+1"),
+    (r"2 \cdot \frac{1}{2}", "2.5"),
+    (r"x \cdot -1", "x-1"),
+    (r"2{\frac12}", "21/2"),
+    ("5} or 6", "5"),
+    ("(1,2)} (3,4)", "(1,2)"),
+    ("y=2", "x=2"),
+    ("x=1,y=2", "x=2,y=1"),
+    ("x", "y=x"),
+    ("B = A", "A"),
+    ("not: 5", "5"),
+    (r"9 \text{ PM}", r"9 \text{ AM}"),
+    (r"\frac{2\pm\sqrt3}{2}", r"2\pm\sqrt{3}/2"),
+    ("(10{,}000, 5)", "(10, 0, 5)"),
+    ("|a+b|c", "b|c+|a"),
+    ("AB", "ab"),
+    ("5 minus two", "5"),
+    ("5 squared", "5"),
+    ("5pi", "5"),
+]
+
 MEGABYTE = 1_000_000
 HOSTILE = {
     "digits": "9" * 10 * MEGABYTE,
@@ -247,6 +310,11 @@ HOSTILE = {
     "null bytes": "\0" * MEGABYTE,
     "right-to-left marks": "\N{RIGHT-TO-LEFT MARK}" * MEGABYTE,
     "lone surrogates": "\ud800" * MEGABYTE,
+    **{
+        f"nested {opening}": opening * 300
+        for opening in ("^(", "√(", "(1,", r"\frac", r"\sqrt", "x^", r"\pm", "-", "({")
+    },
+    "ten megabytes of a box": "\\boxed{" + "\\{" * 5 * MEGABYTE,
     "code": "__import__('os').system('true')",
 }
 
@@ -281,6 +349,21 @@ def test_a_reference_in_latex_is_nothing_else(answer):
     for text in LATEX[answer][1]:
         assert not is_correct(f"\\boxed{{{text}}}", answer), text
         assert not is_correct(f"#### {text}", answer), text
+
+
+@pytest.mark.parametrize("text, answer", SAME)
+def test_what_is_only_dress_is_seen_through(text, answer):
+    """Each of these, refused, would be a right answer punished."""
+    for marker in ("#### {}", "\\boxed{{{}}}"):
+        assert is_correct(marker.format(text), answer)
+
+
+@pytest.mark.parametrize("text, answer", OTHER)
+def test_what_is_no_dress_is_not_dropped(text, answer):
+    """Each of these, believed, would be another answer paid."""
+    for marker in ("#### {}", "\\boxed{{{}}}"):
+        if marker[0] == "#" or text.count("{") == text.count("}"):  # else the box ends before
+            assert not is_correct(marker.format(text), answer)
 
 
 @pytest.mark.parametrize("answer", ["7", r"\frac{1}{2}", r"\pi", "(1, 2)", r"\text{(B)}", "x + 1", "1, 2"])
@@ -465,12 +548,47 @@ def test_what_takes_math_verify_too_long_is_ended_and_counts_as_no(math_verify):
     assert math_verify.equal("2(x+1)", "2x+2") and math_verify.worker is not first
 
 
+def test_an_interrupted_question_does_not_answer_the_next(math_verify, monkeypatch):
+    """Ctrl-C in a notebook: the answer that was on its way is nobody's."""
+    assert math_verify.equal("x", "x")
+    monkeypatch.setattr(
+        math_verify.worker.stdin, "flush", lambda: (_ for _ in ()).throw(KeyboardInterrupt), raising=False
+    )
+    with pytest.raises(KeyboardInterrupt):
+        math_verify.equal("x", "x")
+    assert not math_verify.equal("x", "y")
+
+
+def test_a_math_verify_that_does_not_run_is_said_at_once(monkeypatch, tmp_path):
+    """A broken installation would otherwise call every formula wrong."""
+    (tmp_path / "math_verify.py").write_text("raise ImportError('no antlr here')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="no antlr here"):
+        MathVerify()
+
+
+@pytest.mark.parametrize(
+    "text, answer",
+    [
+        ("8 = \\pi", "\\pi"),
+        ("8 = x+1", "x+1"),
+        ("5", "x+y=5"),
+        ("(2,1)", "1,2"),
+        ("1010_3", "1010_2"),
+        ("3.14159", "\\pi"),
+    ],
+)
+def test_math_verify_is_not_asked_to_overlook_a_form(math_verify, text, answer):
+    """Taken at its word, it would pay each of these."""
+    assert not math_verify.is_correct(f"#### {text}", answer)
+
+
 def test_a_grader_that_was_killed_from_without_is_started_again(math_verify):
     """The machine's want of memory takes the largest process, which may be this one."""
     assert math_verify.equal("x", "x")
     math_verify.worker.kill()
     math_verify.worker.wait()
-    assert not math_verify.equal("2x", "x + x")  # counts as no
     assert math_verify.equal("2x", "x + x")
 
 
