@@ -7,6 +7,7 @@ python evaluate.py --model DIR --dataset svamp --samples 8     # mean accuracy o
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -166,7 +167,9 @@ def main(arguments: list[str] | None = None) -> int:
         model, tokenizer = load_model(a.model, a.dtype, a.device, a.prompt_template)
         temperature, n_samples = (a.temperature, a.samples) if a.samples else (0.0, 1)
         check_room(model, tokenizer, problems, a.max_new_tokens)
-        out = Path(a.out).expanduser()
+        out = Path(os.path.expanduser(a.out))
+        if data.is_file(a.dataset) and out.resolve() == Path(os.path.expanduser(a.dataset)).resolve():
+            raise ValueError(f"--out {out} is the data set itself; name another file")
         out.open("a").close()  # a place that cannot be written to should say so before the work, not after
         records = evaluate(model, tokenizer, problems, a.max_new_tokens, n_samples, temperature, a.batch, a.seed, grade)
         lines = (json.dumps(record) + "\n" for samples in records for record in samples)

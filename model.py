@@ -15,6 +15,7 @@ float32 *or better*, so that a float64 model is float64 throughout.
 
 import json
 import math
+import os
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import partial
@@ -574,7 +575,7 @@ def find_checkpoint(folder_or_hub_id: str | Path) -> Path:
     Raises FileNotFoundError where there is no such folder or repository, PermissionError for a gated one, and
     ConnectionError where a download fails.
     """
-    folder, name = Path(folder_or_hub_id).expanduser(), str(folder_or_hub_id)
+    folder, name = Path(os.path.expanduser(folder_or_hub_id)), str(folder_or_hub_id)
     if folder.is_dir():
         return folder
     from huggingface_hub import errors, snapshot_download  # only here: a folder needs no hub
@@ -594,8 +595,8 @@ def find_checkpoint(folder_or_hub_id: str | Path) -> Path:
         ) from None
     except Exception as error:  # the network's errors are of several libraries
         raise ConnectionError(
-            f"{name}: could not be downloaded from the Hugging Face hub ({in_short(error)}); the same command goes "
-            "on where it stopped"
+            f"{name}: could not be downloaded from the Hugging Face hub ({type(error).__name__}: "
+            f"{in_short(error)}); what has come is kept, and the same command goes on from there"
         ) from None
 
 

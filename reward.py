@@ -6,7 +6,7 @@ r"""The reward R of a completion (docs/method.md): is the answer it marks the re
 It goes in two steps. `extract_answer` takes the text of the last marker: `#### ...`, `answer is ...`, `\boxed{...}`.
 A number in running text is no answer: without this rule a policy is paid for stopping early or for listing numbers.
 `canonical` then reads that text, and the reference, as values that can be compared with ==: a rational number, exactly;
-a tuple, set, list, interval, union or matrix of values; of all else, the text without its typesetting.
+a tuple, set, list, interval, union or matrix of values; of all else, the formula as it is written, or the words.
 
 What it leaves out:
   * No algebra. `3 + 4`, `2^5` and `\sqrt{4}` are no numbers here, and `2(x+1)` is not `2x+2`: a right answer in another
@@ -20,6 +20,7 @@ is linear in its length, what is longer than an answer is not read as one, and n
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -53,7 +54,7 @@ TYPESETTING = [
     (re.compile(r"\\([lgn])eq?(?:slant)?(?![A-Za-z])"), r"\\\1e "),
     (re.compile(r"\\([lr])brace(?![A-Za-z])"), lambda m: r"\{" if m[1] == "l" else r"\}"),
     (re.compile(r"\\(?:begin|end)\{[pb]matrix\}"), lambda m: r"\matrix " if m[0][1] == "b" else r"\endmatrix "),
-    (re.compile(r"\\(?:text|mbox) *\{,? *(?:or|and) *\}|,? \b(?:or|and) ", re.ASCII), ","),
+    (re.compile(r",? *\\(?:text|mbox) *\{,? *(?:or|and) *\}|,? \b(?:or|and) ", re.ASCII), ","),
     (re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|q?quad|degree)(?![A-Za-z])"), " "),
     (re.compile(r"\^ *(?:\\circ|\{ *\\circ *\})|(?<!\\)\\[()\[\],;:! $]|\*\*|\\?%|[$€£°`~]"), " "),
     (re.compile(r"(?<=[0-9]) *(?:\\cdot|\\times|\*) *\{?10\}? *\^ *(?:([0-9])|\{ *(-?[0-9]+) *\})"), r"e\1\2"),
@@ -66,6 +67,7 @@ TOKEN = re.compile(r"\\[A-Za-z]+|\\.|[0-9]+(?:\.[0-9]+)?|\.[0-9]+|.", re.DOTALL)
 OPENING, CLOSING = {"{", "(", "[", r"\{", r"\matrix"}, {"}", ")", "]", r"\}", r"\endmatrix"}
 TIMES = {r"\cdot", r"\times", "*"}
 FORMULAS = {"sum", "product", "quotient", "negative", r"\sqrt", r"\binom", "^", "_"}
+NAMES = {"_", "product", "()"}  # x_1, f(x), (x, y)
 RELATIONS = {"=", r"\in", "<", ">", r"\le", r"\ge", r"\ne"}
 
 # [0-9] rather than \d, which also matches the digits of other scripts.
@@ -144,20 +146,21 @@ def text_in_braces(text: str, start: int) -> str | None:
 
 
 def canonical(text: str) -> Fraction | tuple | str | None:
-    r"""What `text` says, the same for all ways to write it that are known here; None if it is broken or too long.
+    r"""What `text` says, the same for all ways to write it that are known here; None if it is empty or too long.
 
     A Fraction; a tuple of a kind and of such values, in order for "(1, 2)", "[0, 1)", matrices and formulas, sorted for
-    sets, unions, sums, "1, 2" and "\pm 1"; or a string, for a letter or for words.
+    sets, unions, sums, "1, 2" and "\pm 1"; or a string, for a letter, words, and what is not understood.
     """
     text = plain(text)
     if (number := rational(text)) is not None:
         return number
     try:
         tokens = TOKEN.findall(text)
-        depths = accumulate((token in OPENING) - (token in CLOSING) for token in tokens)
-        return value(tokens) if max(depths, default=0) <= MAX_DEPTH else None
-    except (ValueError, RecursionError):
-        return None
+        if max(accumulate((token in OPENING) - (token in CLOSING) for token in tokens), default=0) > MAX_DEPTH:
+            raise ValueError("too deep")
+        return value(tokens)
+    except (ValueError, RecursionError):  # broken, or beyond this: as it is written
+        return text.replace(" ", "") or None
 
 
 def parse_number(text: str) -> Fraction | None:
@@ -173,9 +176,7 @@ def unnamed(found):
     """The value alone of "x = 2", "f(x) = 2y", "x = 1, x = 2" and "x = 1, 2"; all else as it is, "x = 1, y = 2" too."""
 
     def is_name(left) -> bool:
-        return (
-            isinstance(left, str) or isinstance(left, tuple) and left[0] in ("_", "product", "()") and is_name(left[1])
-        )
+        return isinstance(left, str) or (isinstance(left, tuple) and left[0] in NAMES and is_name(left[1]))
 
     parts = found[1:] if isinstance(found, tuple) and found[0] == "list" else [found]
     named = [part for part in parts if isinstance(part, tuple) and part[0] == "=" and len(part) == 3]
@@ -199,9 +200,8 @@ def plain(text: str) -> str:
 
 def rational(text: str, dressed: bool = False) -> Fraction | None:
     """A plain text that is a number, or a fraction of two. dressed: it may have a name and a unit."""
-    found = VALUE.fullmatch(
-        " ".join(FRACTION.sub(lambda m: f" {m[1].strip('{ }')}/{m[2].strip('{ }')} ", text).split())
-    )
+    text = FRACTION.sub(lambda m: f" {m[1].strip('{ }')}/{m[2].strip('{ }')} ", text)
+    found = VALUE.fullmatch(" ".join(text.split()))
     if found is None or (not dressed and (found["name"] or found["unit"])):
         return None
     whole, numerator, denominator = (
@@ -258,14 +258,13 @@ def total(tokens: list[str]):
     """The sum of the terms, in any order."""
     if "|" in tokens:  # between bars an order would be wrong
         return "".join(tokens).replace(" ", "")
-    terms, term, sign, before = [], [], "+", ""
-    depth = 0
+    terms, term, sign, before, depth = [], [], "+", "", 0
     for token in tokens:
         depth += (token in OPENING) - (token in CLOSING)
         if token in "+-" and depth == 0 and before not in TIMES | {"/", "^", "_"}:
             if before:
                 terms.append(negative(product(term)) if sign == "-" else product(term))
-            term, sign, before = [], token if before or sign == "+" else "+-"[token == "+"], ""
+            term, sign, before = [], token if before else "+" if sign == token else "-", ""
         else:
             term.append(token)
             before = before if token == " " else token
@@ -488,12 +487,16 @@ def answer_questions() -> None:
     except (ImportError, ValueError, OSError):  # not on Windows; or there is a lower limit already
         pass
     print("ready", flush=True)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # nobody reads its errors from here on
     for line in sys.stdin:
         limit_s, *texts = json.loads(line)
         if hasattr(signal, "alarm"):
             signal.alarm(int(limit_s) + 2)  # ends it where nobody is left to do it
         given, answer = (math_verify.parse(f"\\boxed{{{text}}}", parsing_timeout=None) for text in texts)
-        print(json.dumps(bool(math_verify.verify(answer, given, float_rounding=12, timeout_seconds=None))), flush=True)
+        equal = math_verify.verify(answer, given, float_rounding=12, timeout_seconds=None)
+        if hasattr(signal, "alarm"):
+            signal.alarm(0)
+        print(json.dumps(bool(equal)), flush=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ run had never stopped are weights, AdamW's moments, and how far it has come (che
 import argparse
 import json
 import math
+import os
 import sys
 import time
 import warnings
@@ -590,7 +591,7 @@ def number_or_word(f: Field, text: str) -> float | str:
 def set_up(given: dict, resume: bool = False) -> Run:
     """Reads all that the user named, before anything long is begun or written. Raises ValueError or OSError."""
     s = settings_of(given) if resume else Settings(**given).decided()
-    out = Path(s.out or f"runs/{datetime.now():%Y-%m-%d-%H%M%S}").expanduser()
+    out = Path(os.path.expanduser(s.out or f"runs/{datetime.now():%Y-%m-%d-%H%M%S}"))
     if not resume and ((out / "metrics.jsonl").exists() or (out / "checkpoint").exists()):
         raise FileExistsError(f"--out {out} already holds a run; name another folder, or go on with it (--resume)")
     if not s.model and not EMBEDDED.is_dir():
@@ -631,7 +632,7 @@ def settings_of(given: dict) -> Settings:
     """The settings of the run in --out. Whatever else is given has to be the same: another setting is another run."""
     if not given.get("out"):
         raise ValueError("--resume needs --out, the folder of the run to go on with")
-    config = Path(given["out"]).expanduser() / "config.json"
+    config = Path(os.path.expanduser(given["out"])) / "config.json"
     if not config.is_file():
         raise FileNotFoundError(f"--resume: no run in {given['out']} ({config.name} is not there)")
     try:

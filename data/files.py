@@ -9,12 +9,13 @@ import tempfile
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from tqdm import tqdm
 
 from data.problem import Problem
-from reward import canonical, parse_number
+from reward import canonical, is_correct
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,13 @@ class Source:
 
 
 def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "nested-reft"
+    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "nested-reft"
 
 
 def find(source: Source, data_dir: str | Path | None) -> Path:
     """The file in data_dir, or in the cache, where it is downloaded to if need be."""
     if data_dir is not None:
-        path = Path(data_dir).expanduser() / source.name
+        path = Path(os.path.expanduser(data_dir)) / source.name
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; expected {source.name} from {source.url}")
         return path
@@ -81,12 +82,12 @@ def read_problems(
         try:
             for field, kind in fields.items():
                 if not isinstance(record, dict) or not isinstance(record.get(field), kind):
-                    raise ValueError(f"expected a record with the field {field!r}, got {str(record)[:80]}")
+                    raise ValueError(f"expected a record with the field {field!r}, got {repr(record)[:80]}")
             problem = to_problem(record)
             if not problem.question.strip():
                 raise ValueError("the question is empty")
-            if canonical(problem.answer) is None:
-                raise ValueError(f"expected an answer that can be compared, got {problem.answer[:80]!r}")
+            if not is_correct(f"#### {problem.answer}", problem.answer):  # nobody could ever be right
+                raise ValueError(f"expected the answer alone, as one value, got {problem.answer[:80]!r}")
             (problem.question + problem.answer + problem.rationale).encode()  # JSON can say what UTF-8 cannot
         except ValueError as error:
             raise ValueError(f"{path}, {place}: {error}") from None
@@ -108,20 +109,24 @@ def read_records(path: Path) -> list[tuple[str, object]]:
             for n, line in enumerate(text.split("\n"), start=1):  # splitlines would cut at U+2028 too
                 place = f"line {n}"
                 if line.strip():
-                    records.append((place, json.loads(line)))
+                    records.append((place, json.loads(line, parse_constant=refuse)))
             return records
-        records = json.loads(text)
+        records = json.loads(text, parse_constant=refuse)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: no UTF-8 text ({error})") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}, {place}: no JSON ({error})") from None
     if not isinstance(records, list):
-        raise ValueError(f"{path}: expected a JSON list of records, got {str(records)[:80]}")
+        raise ValueError(f"{path}: expected a JSON list of records, got {repr(records)[:80]}")
     return [(f"record {n}", record) for n, record in enumerate(records, start=1)]
 
 
+def refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
+
+
 def number(answer: str) -> str:
-    """The answer as it is. Raises ValueError where it is none of a data set all of whose answers are numbers."""
-    if parse_number(answer) is None:
+    """The answer as it is. Raises ValueError where it is none of a data set all of whose answers are plain numbers."""
+    if not isinstance(canonical(answer), Fraction):
         raise ValueError(f"expected a number as the answer, got {answer[:80]!r}")
     return answer

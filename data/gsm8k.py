@@ -34,6 +34,6 @@ def to_problem(record: dict) -> Problem:
     rationale, marker, answer = record["answer"].rpartition("####")
     if not marker:
         raise ValueError(f"expected '#### ' and a number at the end of the answer, got {record['answer'][-80:]!r}")
-    answer = number(answer.strip().replace(",", ""))
+    answer = number(answer.strip()).replace(",", "")
     rationale = re.sub(r"<<[^>]*>>", "", rationale).strip()  # the calculator's notes: 48/2 = <<48/2=24>>24
     return Problem(record["question"].strip(), answer, f"{rationale}\n#### {answer}")

@@ -3,6 +3,7 @@ r"""Math12k (Hendrycks et al., 2021, split by Lightman et al., 2023): 12,000 tra
 A folder given as data_dir may hold a part of the train split instead, as math12k_part.jsonl.
 """
 
+import os
 from pathlib import Path
 
 from data.files import Source, find, read_problems
@@ -31,7 +32,7 @@ PART = "math12k_part.jsonl"
 def load(split: str, data_dir: str | Path | None = None) -> list[Problem]:
     """The rationale is the published solution, and the answer again behind the marker that the prompt asks for."""
     source = SOURCES[split]
-    part = Path(data_dir).expanduser() / PART if data_dir is not None else None
+    part = Path(os.path.expanduser(data_dir)) / PART if data_dir is not None else None
     if split == "train" and part is not None and part.is_file() and not part.with_name(source.name).is_file():
         path = part
     else:

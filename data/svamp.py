@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data.files import Source, find, number, read_problems
 from data.problem import Problem
+from reward import closing
 
 SOURCE = Source(
     name="svamp.json",
@@ -31,7 +32,7 @@ def to_problem(record: dict) -> Problem:
     """Body and question as one text; the equation "( 76.0 - 25.0 )" as the rationale "76 - 25 = 51 #### 51"."""
     answer = number(re.sub(r"\.0$", "", str(record["Answer"])))
     equation = re.sub(r"\.0\b", "", record["Equation"]).strip()
-    if equation.startswith("(") and equation.endswith(")"):  # the whole of it, in the published file
+    if equation.startswith("(") and closing(list(equation)) == len(equation) - 1:  # in the published file, always
         equation = equation[1:-1].strip()
     equation = equation.replace("( ", "(").replace(" )", ")")
     return Problem(f"{record['Body']} {record['Question']}", answer, f"{equation} = {answer} #### {answer}")

@@ -305,6 +305,20 @@ def test_evaluate_says_before_the_work_that_it_cannot_write(complaint, tmp_path,
     assert str(tmp_path / out) in complaint(evaluate, "--out", tmp_path / out)
 
 
+def test_evaluate_does_not_write_over_the_data_set(complaint, tmp_path):
+    """An arrow-up and a slip: the file that was asked about would hold the answers."""
+    own = tmp_path / "own.jsonl"
+    own.write_text(json.dumps({"question": "Two and two?", "answer": 4}) + "\n")
+    before = own.read_text()
+    assert str(own) in complaint(evaluate, "--dataset", own, "--out", own)
+    assert own.read_text() == before
+
+
+def test_the_home_of_nobody_is_a_folder_that_is_not_there(complaint):
+    """A shell leaves ~nobody as it is, and so do we."""
+    assert "~no-such-user/x.jsonl: no such file" in complaint(train, "--dataset", "~no-such-user/x.jsonl")
+
+
 def test_a_refused_run_without_a_model_leaves_no_folder(complaint):
     """A runs/ full of folders without a run hides the others."""
     complaint(train, "--model", "", "--skip-ratio", "0.99", "--valid-layers", "border:1")
