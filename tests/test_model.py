@@ -501,11 +501,12 @@ def test_a_saved_model_loads_bit_equal(tmp_path, dtype, tied):
     assert all(parameter.requires_grad and parameter.dtype == dtype for parameter in loaded.parameters())
 
 
-def test_dtype_is_the_callers_choice_and_not_the_files(folder):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_dtype_is_the_callers_choice_and_not_the_files(folder, dtype):
     """Master weights are float32 where the file is bfloat16 (invariant 6); the config says what the file held."""
-    model = Decoder.from_pretrained(folder, dtype=torch.bfloat16)
+    model = Decoder.from_pretrained(folder, dtype=dtype)
     model.save_pretrained(folder)
-    assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
+    assert json.loads((folder / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
     assert same_weights(Decoder.from_pretrained(folder), model.float())
 
 
@@ -550,6 +551,14 @@ def truncate(folder):
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
 
 
+def point_nowhere(folder):
+    """An index that gives a tensor to the shard that does not hold it, and leaves out the one that does."""
+    shard(folder)
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"] = dict.fromkeys(index["weight_map"], "model-00001-of-00002.safetensors")
+    (folder / INDEX).write_text(json.dumps(index))
+
+
 def lose_a_shard(folder):
     shard(folder)
     (folder / "model-00002-of-00002.safetensors").unlink()
@@ -582,6 +591,7 @@ BROKEN = [
     (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors"),
     (only_a_pickle, "model.safetensors.*safetensors only"),
     (lose_a_shard, "model-00002-of-00002.safetensors"),
+    (point_nowhere, "lacks .*in all"),
     (write(INDEX, "{"), INDEX),
     (write(INDEX, "[]"), INDEX),
     (write(INDEX, "{}"), f"{INDEX}.*weight_map"),

@@ -596,6 +596,21 @@ def test_warm_up_teaches_the_rationales(run, monkeypatch):
     assert losses[-1] < losses[0] / 2
 
 
+def test_a_file_of_ones_own_is_learned_from_and_tested_with(run, tmp_path):
+    """AIME or anything else, without new code: a warm-up on its solutions, steps on its questions, its test split."""
+    own = tmp_path / "own.jsonl"
+    lines = (
+        json.dumps({"problem": f"What is {i} + 1?", "answer": i + 1, "solution": f"One more than {i}."})
+        for i in range(60)
+    )
+    own.write_text("\n".join(lines))
+    status, out = run("--dataset", str(own), "--warmup-epochs", "1", "--steps", "1")
+    assert status == 0
+    asked = {json.loads(line)["question"] for line in (out / "samples.jsonl").read_text().splitlines()}
+    assert asked and asked <= {p.question for split in ("train", "test") for p in data.load(str(own), split)}
+    assert metrics(out)[-1]["test_accuracy"] == 0  # measured: random weights know nothing
+
+
 @pytest.mark.parametrize(
     "gradient", ["is", *(pytest.param(g, marks=pytest.mark.slow) for g in ("on-policy", "retrace"))]
 )
