@@ -287,7 +287,7 @@ def product(tokens: list[str]):
                 raise ValueError("1/2/3 has no one reading")
             divided = True
             under = factor(rest)
-            mixed = len(factors) == 2 and not times and all(map(is_whole, [*factors, under]))  # 1 1/2
+            mixed = len(factors) == 2 and not times and all(map(is_whole, [*factors, under])) and under != 0  # 1 1/2
             over = factors.pop() if mixed else joined(factors)
             factors = [factors[0] + quotient(over, under)] if mixed else [quotient(over, under)]
         else:

@@ -134,6 +134,7 @@ WRONG = [  # completion, reference, why
     ("#### 0x2A", "42", "Python's notation"),
     ("#### 42...", "42", "an unfinished number"),
     ("#### 1/0", "0", "not a number"),
+    ("#### 1 1/0", "1", "not a number"),
     ("#### \N{ARABIC-INDIC DIGIT FOUR}\N{ARABIC-INDIC DIGIT TWO}", "42", "digits are ASCII"),
     ("#### 4\N{SUPERSCRIPT TWO}", "4", "digits are ASCII"),
     ("#### \N{RIGHT-TO-LEFT OVERRIDE}24", "24", "shown as 42"),
