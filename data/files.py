@@ -58,6 +58,7 @@ def download(source: Source, path: Path) -> None:
                         bar.update(len(block))
             if digest.hexdigest() != source.sha256:
                 raise OSError(f"its sha256 is {digest.hexdigest()}, expected {source.sha256}")
+            file.close()  # whole on the disk, before another run may read it under its name
             os.replace(file.name, path)
         except (OSError, http.client.HTTPException) as error:
             raise ConnectionError(
