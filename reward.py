@@ -42,47 +42,58 @@ BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # \{ is a printed brace, it groups n
 # What is only typesetting. What is dropped leaves a space behind, so that no two numbers grow together.
 SIGNS = {"π": "pi", "∞": "infty", "∪": "cup", "√": "sqrt", "±": "pm", "≤": "le", "≥": "ge", "×": "cdot", "·": "cdot"}
 TEXT = r"\\(?:text|mbox|operatorname|boldsymbol|(?:text|math)(?:bf|it|rm))(?![A-Za-z]) *\{([^{}]*)\}"
-UNIT = r"\\(?:text|mbox|mathrm)(?![A-Za-z]) *\{(?! *[APap]\.?[Mm])[^{}]*\}"  # of 5 \text{ cm}; not of 5 \text{ PM}
+MATHS = (  # no unit begins with these
+    r"(?i:pi|ln|log|exp|sin|cos|tan|cot|sec|csc|sqrt|mod|choose|squared|cubed|plus|minus|times|over|is|not|or|and|except|"
+    r"wrong|incorrect|[ap]m)(?![A-Za-z])"
+)
+SYMBOL = r"(?:[^\W\d_]{2}|[CFghJlLmNsVW]\b)"  # a unit has two letters or is a common symbol, for 5x and 2i are algebra
+UNIT = rf"\\(?:text|textrm|mbox|mathrm)(?![A-Za-z]) *\{{ *(?!{MATHS}){SYMBOL}[^{{}}0-9\\,:]*\}}"  # of 5 \text{ cm}
 TYPESETTING = [
     (re.compile("\N{MINUS SIGN}"), "-"),
     (re.compile("√ *([0-9]+)"), r"\\sqrt{\1}"),
     *((re.compile(sign), rf"\\{name} ") for sign, name in SIGNS.items()),
     (re.compile(r"(?<![\\A-Za-z])sqrt(?= *\()"), r"\\sqrt"),
-    (re.compile(r"(?<=[0-9]) ?(?:\{,\}|,? ?\\[!,]) ?(?=[0-9]{3}(?![0-9]))"), ""),  # 1{,}234, 1,\!234 and 1\,234
+    (re.compile(r"(?<=[0-9]) ?(?:\{,\}|,? ?\\!|\\,) ?(?=[0-9]{3}(?![0-9]))"), ""),  # 1{,}234, 1,\!234 and 1\,234
     (re.compile(r"(?<=\{)([0-9]{1,3}),([0-9]{3})(?=\})"), r"\1\2"),  # \frac{1,000}{3}
-    (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
+    (re.compile(r"\\[dtc](frac|binom)(?![A-Za-z])"), r"\\\1"),
+    (re.compile(r"\\not *(=|\\in(?![A-Za-z]))"), lambda m: r"\ne " if m[1] == "=" else r"\notin "),
     (re.compile(r"\\([lgn])eq?(?:slant)?(?![A-Za-z])"), r"\\\1e "),
     (re.compile(r"\\([lr])brace(?![A-Za-z])"), lambda m: r"\{" if m[1] == "l" else r"\}"),
     (re.compile(r"\\(?:begin|end)\{[pb]matrix\}"), lambda m: r"\matrix " if m[0][1] == "b" else r"\endmatrix "),
     (re.compile(r",? *\\(?:text|mbox) *\{,? *(?:or|and) *\}|,? \b(?:or|and) ", re.ASCII), ","),
     (re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|q?quad|degree)(?![A-Za-z])"), " "),
     (re.compile(r"\^ *(?:\\circ|\{ *\\circ *\})|(?<!\\)\\[()\[\],;:! $]|\*\*|\\?%|[$€£°`~]"), " "),
-    (re.compile(r"(?<=[0-9]) *(?:\\cdot|\\times|\*) *\{?10\}? *\^ *(?:([0-9])|\{ *(-?[0-9]+) *\})"), r"e\1\2"),
-    (re.compile(r"([_^]) *(-[0-9]|-?[0-9]{2,})"), r"\1{\2}"),  # x^10 is meant as x^{10}
+    (
+        re.compile(r"(?<=[0-9]) *(?:\\cdot|\\times|\*) *\{?10\}? *\^ *(?:(-?[0-9]+)|\{ *(-?[0-9]+) *\})(?![0-9])"),
+        r"e\1\2",
+    ),
+    (re.compile(r"([_^]) *(-[0-9]+|[0-9]{2,})"), r"\1{\2}"),  # x^10 is meant as x^{10}
     (re.compile(rf"(?<=[0-9)}}i]) *{UNIT}(?: *\^ *\{{?[23]\}}?)?(?=[ .]*(?:[,)]|\\\}}|$))"), ""),
     (re.compile(TEXT), r" \1 "),
 ]
-UNITS = re.compile(r"(?<=[0-9)}i]) +[a-z]{3,}(?: [a-z]{2,})*\.?$")  # 9\pi square inches
+UNITS = re.compile(rf"(?:(?<=[0-9)}}])|(?<=\\pi)) +(?!{MATHS})[a-z]{{3,}}(?: [a-z]{{2,}})*\.?$")  # 9\pi square inches
+AS_WRITTEN = re.compile(r"\\overline|[|:!']")  # 0.\overline{3}, |x|, 3:1, n!, f'
 TOKEN = re.compile(r"\\[A-Za-z]+|\\.|[0-9]+(?:\.[0-9]+)?|\.[0-9]+|.", re.DOTALL)
-OPENING, CLOSING = {"{", "(", "[", r"\{", r"\matrix"}, {"}", ")", "]", r"\}", r"\endmatrix"}
+OPENING, CLOSING = {"{", "(", "[", r"\{", r"\langle", r"\matrix"}, {"}", ")", "]", r"\}", r"\rangle", r"\endmatrix"}
 TIMES = {r"\cdot", r"\times", "*"}
 FORMULAS = {"sum", "product", "quotient", "negative", r"\sqrt", r"\binom", "^", "_"}
-NAMES = {"_", "product", "()"}  # x_1, f(x), (x, y)
+NAMES = {"_", "product", "()"}
+GREEK = {r"\alpha", r"\beta", r"\gamma", r"\theta", r"\phi", r"\varphi", r"\lambda", r"\mu", r"\sigma", r"\omega"}
 RELATIONS = {"=", r"\in", "<", ">", r"\le", r"\ge", r"\ne"}
 
 # [0-9] rather than \d, which also matches the digits of other scripts.
 NUMBER = r"(?:(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 FRACTION = re.compile(rf"\\frac *([0-9]|\{{ *{NUMBER} *\}}) *([0-9]|\{{ *{NUMBER} *\}})")
-MATHS = r"(?:pi|ln|log|sin|cos|tan|sqrt|squared|cubed|plus|minus|times|over|is|not)(?![A-Za-z])"
 VALUE = re.compile(
     rf"""
-    (?P<name> (?! [A-Za-z\ ]* \b(?:not|no|but)\b ) [A-Za-z\ ]* [=:] \ ? )?     # "x = 5", "Total: 5"
+    (?P<name> (?! (?i: [a-z\ ]* \b(?:not|no|but)\b ) )                         # "x = 5", "Total: 5"
+        (?: [A-Za-z] | [A-Z]{{2,3}} | [A-Za-z]{{3,}} (?:\ [A-Za-z]+)* )? \ ?[=:]\ ? )?
     (?P<sign> [+-]? ) \ ?
     (?: (?P<whole> [0-9]+ ) \ (?=[0-9]+\ ?/) )?     # of a mixed number: 1 1/2
     (?P<number> {NUMBER} )
     (?: \ ?/\ ? (?P<denominator> {NUMBER} ) )?
-    (?P<unit> (?: ,?\ ?/? | \ \( ) (?!{MATHS})     # a unit: "5 apples", "5kg", "5/hour", "5 (in all)"; it begins with
-        (?: [^\W\d_]{{2}} | [ghlLms]\b )            # two letters or is a common symbol, since 5x and 2i are algebra;
+    (?P<unit> (?: ,?\ ?/? | \ \( ) (?!{MATHS})      # a unit: "5 apples", "5kg", "5/hour", "5 (in all)"
+        {SYMBOL}
         [^\d=+*^<>|\\{{}}]*                         # it holds no second value and no formula
         (?: \^[23] )? )?                            # but for cm^2
     \ ?\.?
@@ -102,12 +113,12 @@ def grader(name: str) -> Callable[[str, str], bool]:
 def is_correct(completion: str, answer: str) -> bool:
     """Whether the last marker of `completion` holds the reference `answer`: equal as values, see `canonical`."""
     given, expected = extract_answer(completion), canonical(answer)
-    if given is None or expected is None:
+    if given is None or expected is None or len(given) > MAX_CHARACTERS:
         return False
     if isinstance(expected, Fraction):
         return parse_number(given) == expected
-    found = canonical(UNITS.sub("", given))
-    return expected in (found, unnamed(found)) or unnamed(expected) == found
+    found = [canonical(given), canonical(UNITS.sub("", given))]
+    return expected in (*found, *map(unnamed, found)) or unnamed(expected) in found
 
 
 def extract_answer(completion: str) -> str | None:
@@ -152,8 +163,8 @@ def canonical(text: str) -> Fraction | tuple | str | None:
     sets, unions, sums, "1, 2" and "\pm 1"; or a string, for a letter, words, and what is not understood.
     """
     text = plain(text)
-    if (number := rational(text)) is not None:
-        return number
+    if AS_WRITTEN.search(text):
+        return re.sub("(?<![0-9]) | (?![0-9])", "", text.removesuffix("."))
     try:
         tokens = TOKEN.findall(text)
         if max(accumulate((token in OPENING) - (token in CLOSING) for token in tokens), default=0) > MAX_DEPTH:
@@ -175,8 +186,20 @@ def parse_number(text: str) -> Fraction | None:
 def unnamed(found):
     """The value alone of "x = 2", "f(x) = 2y", "x = 1, x = 2" and "x = 1, 2"; all else as it is, "x = 1, y = 2" too."""
 
-    def is_name(left) -> bool:
-        return isinstance(left, str) or (isinstance(left, tuple) and left[0] in NAMES and is_name(left[1]))
+    def is_name(left) -> bool:  # x, \theta, area; x_1, f(x), f(2), AB, \angle A, (x, y)
+        if isinstance(left, str):
+            return len(left) == 1 or left in GREEK or (left.isalpha() and not re.search("not?|but|except", left))
+        if not isinstance(left, tuple) or left[0] not in NAMES:
+            return False
+        kind, first, *others = left
+        if kind == "product":
+            letters = all(isinstance(one, str) and one.isupper() for one in others)
+            return (
+                letters
+                and (first == r"\angle" or str(first).isupper())
+                or (len(others) == 1 and first in tuple("fghpPSTV") and isinstance(others[0], str | Fraction))
+            )
+        return is_name(first)
 
     parts = found[1:] if isinstance(found, tuple) and found[0] == "list" else [found]
     named = [part for part in parts if isinstance(part, tuple) and part[0] == "=" and len(part) == 3]
@@ -207,7 +230,7 @@ def rational(text: str, dressed: bool = False) -> Fraction | None:
     whole, numerator, denominator = (
         to_fraction(found[part] or default) for part, default in (("whole", "0"), ("number", ""), ("denominator", "1"))
     )
-    if None in (whole, numerator, denominator) or denominator == 0:
+    if None in (whole, numerator, denominator) or denominator == 0 or (whole and numerator >= denominator):
         return None
     return (-1 if found["sign"] == "-" else 1) * (whole + numerator / denominator)
 
@@ -217,29 +240,35 @@ def value(tokens: list[str]):
     tokens = stripped(tokens)
     if tokens[-1:] == ["."]:
         tokens = stripped(tokens[:-1])
-    for separator, kind in ((r"\cup", "union"), (",", "list")):
-        parts, _ = split(tokens, {separator})
-        if len(parts) > 1:
-            return unordered(kind, parts)
+    if (number := rational("".join(tokens))) is not None:
+        return number
+    parts, commas = split(tokens, {","})
+    if commas:
+        return unordered("list", parts)
     sides, relations = split(tokens, RELATIONS)
     if relations:
         kind = " ".join(relations).replace(r"\in", "=")
         return kind, *(value(side) for side in sides)
+    parts, unions = split(tokens, {r"\cup"})
+    if unions:
+        return unordered("union", parts)
     if tokens and tokens[0] in OPENING and closing(tokens) == len(tokens) - 1:
         inside = tokens[1:-1]
         if tokens[0] == r"\matrix":
-            return "matrix", *(tuple(value(cell) for cell in split(row, {"&"})[0]) for row in split(inside, {r"\\"})[0])
+            rows = [row for row in split(inside, {r"\\"})[0] if stripped(row)]
+            return "matrix", *(tuple(value(cell) for cell in split(row, {"&"})[0]) for row in rows)
         parts, _ = split(inside, {","})
         if tokens[0] == r"\{":
             return unordered("list", parts)
         if tokens[0] in "({" and len(parts) == 1:
             return value(inside)
         return tokens[0] + tokens[-1], *(value(part) for part in parts)
-    if r"\pm" in tokens:
+    if tokens.count(r"\pm") == 1:
         swapped = ({r"\pm": "+", r"\mp": "-"}, {r"\pm": "-", r"\mp": "+"})
         return unordered("list", [[signs.get(token, token) for token in tokens] for signs in swapped])
     if all(token.isalpha() or token == " " for token in tokens) and len(tokens) > 2:  # words
-        return "".join(tokens).lower()
+        text = "".join(tokens)
+        return text if text.isupper() else text.lower()
     return total(tokens)
 
 
@@ -256,8 +285,6 @@ def unordered(kind: str, parts: list[list[str]]) -> tuple:
 
 def total(tokens: list[str]):
     """The sum of the terms, in any order."""
-    if "|" in tokens:  # between bars an order would be wrong
-        return "".join(tokens).replace(" ", "")
     terms, term, sign, before, depth = [], [], "+", "", 0
     for token in tokens:
         depth += (token in OPENING) - (token in CLOSING)
@@ -275,25 +302,19 @@ def total(tokens: list[str]):
 def product(tokens: list[str]):
     r"""The factors in their order. What stands before a / is its numerator, one factor behind it the denominator:
     2\pi/3x is (2\pi/3)x."""
-    rest, factors, times, divided = deque(tokens), [], False, False
+    rest, factors, divided = deque(tokens), [], False
+    mixed = re.match(r"[0-9]+ ?\\frac", "".join(stripped(tokens)))  # 1\frac{1}{2}
     while rest:
         token = rest.popleft()
-        if token == " ":
-            continue
-        if token in TIMES:
-            times = True
-        elif token == "/":
+        if token == "/":
             if divided:
                 raise ValueError("1/2/3 has no one reading")
             divided = True
-            under = factor(rest)
-            mixed = len(factors) == 2 and not times and all(map(is_whole, [*factors, under])) and under != 0  # 1 1/2
-            over = factors.pop() if mixed else joined(factors)
-            factors = [factors[0] + quotient(over, under)] if mixed else [quotient(over, under)]
-        else:
+            factors = [quotient(joined(factors), factor(rest))]
+        elif token not in TIMES and token != " ":
             rest.appendleft(token)
             one = factor(rest)
-            if token == r"\frac" and not times and len(factors) == 1 and is_whole(factors[0]) and is_proper(one):
+            if mixed and token == r"\frac" and len(factors) == 1 and is_proper(one):
                 factors = [factors[0] + one]
             elif one is not None:
                 factors.append(one)
@@ -303,12 +324,13 @@ def product(tokens: list[str]):
 def factor(rest: deque[str]):
     """The next factor with its exponents and subscripts, taken off `rest`."""
     base = argument(rest, digits=None)
-    while True:
+    for _ in range(MAX_DEPTH):
         while rest and rest[0] == " ":
             rest.popleft()
         if not rest or rest[0] not in ("^", "_"):
             return base
         base = rest.popleft(), base, argument(rest)
+    raise ValueError("too many exponents")
 
 
 def argument(rest: deque[str], digits: int | None = 1):
@@ -336,10 +358,6 @@ def argument(rest: deque[str], digits: int | None = 1):
             token = token[:digits]
         return Fraction(token) if token != "." else token
     return token
-
-
-def is_whole(x) -> bool:
-    return isinstance(x, Fraction) and x.denominator == 1
 
 
 def is_proper(x) -> bool:
