@@ -23,6 +23,7 @@ def test_ten_masks_compile_nothing_that_one_has_not():
     assert 0 < counts[0] == counts[-1] < 20
 
 
+@pytest.mark.slow
 def test_wrapped_blocks_compute_the_same():
     """Compiled or computed again: log-probabilities and gradients of the plain blocks."""
     results, skip = [], (False, True, False, False)
