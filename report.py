@@ -121,7 +121,7 @@ def read(folder: str | Path) -> list[dict]:
 
     Raises FileNotFoundError where no run is, ValueError where its metrics are broken or hold no such step.
     """
-    path = Path(folder).expanduser() / "metrics.jsonl"
+    path = Path(os.path.expanduser(folder)) / "metrics.jsonl"
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         rows = [row for row in rows if row["phase"] == "reinforce"]

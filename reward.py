@@ -25,7 +25,7 @@ import re
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from itertools import accumulate
 from threading import Timer
@@ -167,7 +167,7 @@ def canonical(text: str) -> Fraction | tuple | str | None:
         return re.sub("(?<![0-9]) | (?![0-9])", "", text.removesuffix("."))
     try:
         tokens = TOKEN.findall(text)
-        if max(accumulate((token in OPENING) - (token in CLOSING) for token in tokens), default=0) > MAX_DEPTH:
+        if max(depths(tokens), default=0) > MAX_DEPTH:
             raise ValueError("too deep")
         return value(tokens)
     except (ValueError, RecursionError):  # broken, or beyond this: as it is written
@@ -285,9 +285,8 @@ def unordered(kind: str, parts: list[list[str]]) -> tuple:
 
 def total(tokens: list[str]):
     """The sum of the terms, in any order."""
-    terms, term, sign, before, depth = [], [], "+", "", 0
-    for token in tokens:
-        depth += (token in OPENING) - (token in CLOSING)
+    terms, term, sign, before = [], [], "+", ""
+    for token, depth in zip(tokens, depths(tokens), strict=True):
         if token in "+-" and depth == 0 and before not in TIMES | {"/", "^", "_"}:
             if before:
                 terms.append(negative(product(term)) if sign == "-" else product(term))
@@ -387,9 +386,8 @@ def quotient(over, under):
 
 def split(tokens: list[str], separators: set[str]) -> tuple[list[list[str]], list[str]]:
     """The tokens cut at the separators that stand in no brackets, and these."""
-    parts, found, depth = [[]], [], 0
-    for token in tokens:
-        depth += (token in OPENING) - (token in CLOSING)
+    parts, found = [[]], []
+    for token, depth in zip(tokens, depths(tokens), strict=True):
         if token in separators and depth == 0:
             parts.append([])
             found.append(token)
@@ -400,12 +398,15 @@ def split(tokens: list[str], separators: set[str]) -> tuple[list[list[str]], lis
 
 def closing(tokens: list[str]) -> int:
     """Where the bracket that the tokens begin with is closed. ValueError if it is not."""
-    depth = 0
-    for i, token in enumerate(tokens):
-        depth += (token in OPENING) - (token in CLOSING)
+    for i, depth in enumerate(depths(tokens)):
         if depth == 0:
             return i
     raise ValueError("a bracket is not closed")
+
+
+def depths(tokens: list[str]) -> Iterator[int]:
+    """In how many brackets each token stands, one that opens among them, one that closes no more."""
+    return accumulate((token in OPENING) - (token in CLOSING) for token in tokens)
 
 
 def to_fraction(number: str) -> Fraction | None:

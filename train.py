@@ -598,6 +598,12 @@ def set_up(given: dict, resume: bool = False) -> Run:
         raise FileNotFoundError(f"{EMBEDDED}: the embedded model is not there; `python -m data.tiny` makes it again")
     checkpoint = newest_checkpoint(out) if resume else None
     problems = {split: data.load(s.dataset, split, s.data_dir or None) for split in data.splits(s.dataset)}
+    unsolved = sum(not problem.rationale for problem in problems["train"])
+    if s.warmup_epochs and unsolved:
+        raise ValueError(
+            f"--warmup-epochs is {s.warmup_epochs}, but {unsolved:,} problems of {s.dataset} have no solution to learn "
+            "from; expected a 'solution' in each record, or --warmup-epochs 0"
+        )
     model, tokenizer = load_model(checkpoint or s.model or EMBEDDED, s.dtype, s.device, s.prompt_template or None)
     if s.compile:
         model.compile_blocks()
@@ -608,12 +614,6 @@ def set_up(given: dict, resume: bool = False) -> Run:
     for ratio in {s.skip_ratio, s.layer_dropout} - {"auto"}:  # SKIP: refuses what cannot be
         sample_mask(n_layers, ratio, range(n_layers) if valid is None else valid, torch.Generator())
     check_room(model, tokenizer, sum(problems.values(), []), s.max_new_tokens)
-    unsolved = sum(not problem.rationale for problem in problems["train"])
-    if s.warmup_epochs and unsolved:
-        raise ValueError(
-            f"--warmup-epochs is {s.warmup_epochs}, but {unsolved:,} problems of {s.dataset} have no solution to learn "
-            "from; expected a 'solution' in each record, or --warmup-epochs 0"
-        )
     run = Run(s, model, tokenizer, problems.pop("train"), problems, valid, Log(out))
     if checkpoint:
         restore(run, checkpoint)

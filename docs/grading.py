@@ -35,7 +35,6 @@ from tqdm import tqdm
 
 from reward import MathVerify, is_correct
 
-NUMBER = r"(?<![\d.^_{])\d+(?![\d.,}])"
 FRAC = r"\\frac\{(\d+)\}\{(\d+)\}"
 
 
