@@ -34,13 +34,15 @@ import torch
 import data
 import model as model_module
 import rollout as rollout_module
-from checkpoint import MasterWeights
-from evaluate import complain, load_model
 from losses import group_advantages
 from model import Decoder
-from rollout import completion_logprobs, generate
+from rollout import completion_logprobs, generate, micro_batches
 from skip import sample_mask, valid_layers
-from train import EMBEDDED, Settings, accumulate_gradient, micro_batches
+from support.log import complain
+from support.optimizer import Optimizer
+from support.pretrained import load_model
+from support.settings import Settings
+from train import update
 
 
 def in_turn(cases: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:
@@ -69,7 +71,7 @@ class Bench:
 
     def __init__(self, flags: argparse.Namespace):
         self.flags = flags
-        self.folder = flags.model or EMBEDDED
+        self.folder = flags.model or data.EMBEDDED
         self.model, self.tokenizer = load_model(self.folder, flags.dtype, flags.device)
         if flags.compile:
             self.model.compile_blocks()
@@ -115,7 +117,7 @@ class Bench:
         except ImportError:
             raise ValueError("--compare needs transformers: pip install -r requirements-dev.txt") from None
         theirs = AutoModelForCausalLM.from_pretrained(self.folder, dtype=getattr(torch, self.flags.dtype))
-        theirs = theirs.eval().to(self.model.lm_head.weight.device)
+        theirs = theirs.eval().to(self.model.device)
         longest = max(map(len, self.prompts[:P]))
         ids = torch.tensor([[0] * (longest - len(p)) + p for p in self.prompts[:P]], device=theirs.device)
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in self.prompts[:P]], device=theirs.device)
@@ -199,32 +201,31 @@ class Bench:
         return rows
 
     def peak(self, n: int = 2048) -> float:
-        a = torch.randn(n, n).to(self.model.lm_head.weight)
+        a = torch.randn(n, n).to(self.model.device, self.model.dtype)
         return 2 * n**3 / in_turn({"": lambda: seconds(lambda: a @ a)}, 5)[""]
 
     def step(self) -> list[dict]:
         """Advantages by the parity of a completion's length: no group is silent."""
         P, G = self.flags.shapes[0]
         s = Settings(micro_batch_tokens=self.flags.micro_batch_tokens)
-        weights, times = MasterWeights(self.model), defaultdict(list)
+        optimizer, times = Optimizer(self.model), defaultdict(list)
         for _ in range(self.flags.repeats):
             start = time.perf_counter()
             rollout = self.sample(P, G, "step")
             sampled = time.perf_counter()
             rewards = rollout.mask.sum(dim=1).view(P, G) % 2
             rewards[:, 0] = 1 - rewards[:, 1]  # never all the same
-            advantages = group_advantages(rewards.float()).flatten()
-            accumulate_gradient(self.model, weights, rollout, advantages, s)
+            advantages, own = group_advantages(rewards.float()).flatten(), {}
+            with timed({"optimiser": (Optimizer, "step")}, own.__setitem__):
+                update(self.model, optimizer, rollout, advantages, s, lr=1e-6)
             updated = time.perf_counter()
-            weights.step(1e-6, 1.0)
-            stepped = time.perf_counter()
             with torch.no_grad():
                 for rows, _ in micro_batches(rollout, advantages, s.micro_batch_tokens):
                     prompts = [rollout.prompts[row] for row in rows]
                     completion_logprobs(self.model, prompts, rollout.tokens[rows], rollout.mask[rows])
-            forward = time.perf_counter() - stepped
-            parts = {"sample": sampled - start, "forward": forward, "backward": updated - sampled - forward}
-            parts |= {"optimiser": stepped - updated, "step": stepped - start}
+            forward = time.perf_counter() - updated
+            parts = {"sample": sampled - start, "forward": forward}
+            parts |= {"backward": updated - sampled - forward - own["optimiser"]} | own | {"step": updated - start}
             for name, value in parts.items():
                 times[name].append(value)
         rows = [{"part": name, "seconds": statistics.median(values)} for name, values in times.items()]
@@ -251,11 +252,10 @@ class Bench:
         rollouts = []
         sample = seconds(lambda: rollouts.append(self.sample(point["rows"] // 8, 8, "point", ends=False)))
         advantages = torch.ones(point["rows"])
-        update = seconds(
-            lambda: accumulate_gradient(self.model, MasterWeights(self.model), rollouts[0], advantages, Settings())
-        )
+        step = partial(update, self.model, Optimizer(self.model), rollouts[0], advantages, Settings(), lr=1e-6)
+        learn = seconds(step)
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        return [point | {"sample, s": sample, "update, s": update, "peak, GiB": memory}]
+        return [point | {"sample, s": sample, "update, s": learn, "peak, GiB": memory}]
 
 
 @contextmanager

@@ -12,14 +12,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 import data
-from data.prompts import Tokenizer
-from model import Decoder, find_checkpoint
-from reward import GRADERS, grader, is_correct
+from model import Decoder
+from reward import is_correct
 from rollout import Rollout, generate
+from support.graders import GRADERS, grader
+from support.log import complain, out_of_memory
+from support.pretrained import check_room, load_model
+from support.tokenizer import Tokenizer
 
 
 def score(
@@ -82,56 +84,25 @@ def accuracy(records: list[list[dict]]) -> tuple[float, float]:
     return mean, math.sqrt(variance / len(means))
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" is CUDA, else MPS, else the CPU. Raises ValueError where there is none."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
-            raise RuntimeError("expected cpu, cuda, cuda:1 or mps")
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device is {name!r}: {str(error).splitlines()[0]}") from None
-
-
-def load_model(name: str, dtype: str, device: str, template: str | None = None) -> tuple[Decoder, Tokenizer]:
-    """A checkpoint's model and tokenizer. Raises ValueError or FileNotFoundError where they are broken."""
-    folder = find_checkpoint(name)
-    tokenizer = Tokenizer(folder, template)
-    model = Decoder.from_pretrained(folder, getattr(torch, dtype), pick_device(device))
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise ValueError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}"
-        )
-    return model, tokenizer
-
-
-def check_room(model: Decoder, tokenizer: Tokenizer, problems: list[data.Problem], max_new_tokens: int) -> None:
-    """Raises ValueError where a prompt and its completion might not fit into the model's context."""
-    longest = max(len(tokenizer.encode_prompt(problem.question)) for problem in problems)
-    context = model.config.max_position_embeddings
-    if longest + max_new_tokens > context:
-        raise ValueError(
-            f"the longest prompt has {longest} tokens, with --max-new-tokens {max_new_tokens} more than the model's "
-            f"{context} (max_position_embeddings); lower it, or take a model with a longer context"
-        )
-
-
-def out_of_memory(error: Exception) -> bool:
-    said = str(error).lower()
-    return (
-        isinstance(error, MemoryError)
-        or "out of memory" in said
-        or "t allocate memory" in said
-        or "alloc_failed" in said
-    )
-
-
-def complain(error: Exception) -> int:
-    """One line on what went wrong, and the exit status: 2 for what the user gave, 1 for what the machine lacks."""
-    print(f"error: {error}", file=sys.stderr)
-    theirs = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError)
-    return 2 if isinstance(error, theirs) else 1
+def evaluate_splits(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    splits: dict[str, list[data.Problem]],
+    max_new_tokens: int,
+    temperature: float,
+    batch: int,
+    grade: Callable[[str, str], bool] = is_correct,
+) -> tuple[dict[str, float], dict[str, list[list[dict]]]]:
+    """The whole model, greedy and sampled, on several splits: figures by the keys of metrics.jsonl, and `evaluate`'s
+    records by what they are of, "test, full, greedy"."""
+    figures, records = {}, {}
+    for split, problems in splits.items():
+        for mode, tau in (("greedy", 0.0), ("sampled", temperature)):
+            some = evaluate(model, tokenizer, problems, max_new_tokens, temperature=tau, batch=batch, grade=grade)
+            key = f"{split}_accuracy" + "_sampled" * (mode == "sampled")
+            figures[key], figures[f"{key}_se"] = accuracy(some)
+            records[f"{split}, full, {mode}"] = some
+    return figures, records
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -166,7 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
         grade = grader(a.grader)
         model, tokenizer = load_model(a.model, a.dtype, a.device, a.prompt_template)
         temperature, n_samples = (a.temperature, a.samples) if a.samples else (0.0, 1)
-        check_room(model, tokenizer, problems, a.max_new_tokens)
+        check_room(model, tokenizer, [problem.question for problem in problems], a.max_new_tokens)
         out = Path(os.path.expanduser(a.out))
         if data.is_file(a.dataset) and out.resolve() == Path(os.path.expanduser(a.dataset)).resolve():
             raise ValueError(f"--out {out} is the data set itself; name another file")

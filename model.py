@@ -13,36 +13,17 @@ float32 *or better*, so that a float64 model is float64 throughout.
     H num_attention_heads   K num_key_value_heads   D head_dim
 """
 
-import json
 import math
-import os
-from contextlib import contextmanager
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-ONLY_IMPLEMENTED = {  # keys of config.json of which the code knows one value
-    "hidden_act": "silu",
-    "mlp_bias": False,
-    "use_sliding_window": False,
-    "attention_dropout": 0.0,
-    "rope_interleaved": False,
-    "partial_rotary_factor": 1.0,
-    "quantization_config": None,
-}
-RIDGE = 0.01  # of the mean square of what a bypass is fitted on
 SCORES = 2**23  # scores of attention up to which they are computed all at once
-INDEX = "model.safetensors.index.json"
-NUMBERS = {int: "a positive whole number", float: "a positive number", bool: "true or false"}
-LLAMA3_ROPE_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
 @dataclass
@@ -64,75 +45,6 @@ class Config:
     attention_bias: bool = False
     tie_word_embeddings: bool = False
     extra: dict = field(default_factory=dict)
-
-    @classmethod
-    def from_dict(cls, raw: dict) -> "Config":
-        """Reads config.json's content; raises ValueError that names the key for what is missing or not implemented."""
-        if not isinstance(raw, dict):
-            raise ValueError(f"expected a JSON object, got {str(raw)[:80]}")
-        if raw.get("model_type") not in tuple(ARCHITECTURES):  # a tuple: the value may be a list
-            raise ValueError(f"model_type is {raw.get('model_type')!r}; implemented are {', '.join(ARCHITECTURES)}")
-        for key, value in ONLY_IMPLEMENTED.items():
-            if raw.get(key, value) not in (None, value):
-                raise ValueError(f"{key} is {raw[key]!r}; only {value!r} is implemented")
-
-        known = {f.name: raw[f.name] for f in fields(cls) if f.name != "extra" and raw.get(f.name) is not None}
-        known["rope_theta"], known["rope_scaling"] = rotary_settings(raw)
-        for key, value in known.items():
-            kind = cls.__annotations__[key]
-            if kind in NUMBERS and (type(value) is not kind or not (kind is bool or 0 < value < math.inf)):
-                raise ValueError(f"{key} is {value!r}; expected {NUMBERS[kind]}")
-        heads, size = known.get("num_attention_heads"), known.get("hidden_size")
-        if raw["model_type"] == "llama" and heads:  # the Qwen families name both of these
-            known.setdefault("num_key_value_heads", heads)
-        if raw["model_type"] != "qwen3" and heads and size and "head_dim" not in known:
-            if size % heads:
-                raise ValueError(f"hidden_size is {size}, not a multiple of num_attention_heads, {heads}")
-            known["head_dim"] = size // heads
-        for f in fields(cls):
-            if f.name not in known and f.default is MISSING and f.default_factory is MISSING:
-                raise ValueError(f"the key {f.name} is missing")
-        if heads % known["num_key_value_heads"]:
-            raise ValueError(
-                f"num_attention_heads is {heads}, not a multiple of num_key_value_heads, {known['num_key_value_heads']}"
-            )
-        if known["head_dim"] % 2:
-            raise ValueError(f"head_dim is {known['head_dim']}; the rotary embedding turns pairs, an even number")
-        if raw.get("layer_types") not in (None, ["full_attention"] * known["num_hidden_layers"]):
-            raise ValueError(f"layer_types is {raw['layer_types']!r}; only 'full_attention' is implemented")
-        return cls(**known, extra={key: value for key, value in raw.items() if key not in known})
-
-    def to_dict(self) -> dict:
-        """config.json's content, the rotary settings in the spelling of transformers 4 and of transformers 5."""
-        own = asdict(self)
-        rope_parameters = {"rope_type": "default", **(self.rope_scaling or {}), "rope_theta": self.rope_theta}
-        return own.pop("extra") | own | {"rope_parameters": rope_parameters}
-
-
-def rotary_settings(raw: dict) -> tuple[float, dict | None]:
-    """(rope_theta, rope_scaling) from either spelling; raises ValueError for a type that is not implemented."""
-    merged = {}
-    for place in ("rope_parameters", "rope_scaling"):
-        if not isinstance(raw.get(place), dict | None):
-            raise ValueError(f"{place} is {raw[place]!r}; expected an object")
-    for source in (raw.get("rope_parameters"), raw.get("rope_scaling"), {"rope_theta": raw.get("rope_theta")}):
-        for key, value in (source or {}).items():
-            key = "rope_type" if key == "type" else key
-            if value is not None and merged.setdefault(key, value) != value:
-                raise ValueError(f"{key} is given twice, as {merged[key]!r} and as {value!r}")
-    scaling = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0} | merged
-    rope_type, theta, part = (scaling.pop(key) for key in ("rope_type", "rope_theta", "partial_rotary_factor"))
-    expected = {"default": (), "llama3": LLAMA3_ROPE_KEYS}.get(str(rope_type))
-    if expected is None or part != 1.0 or set(scaling) != set(expected):
-        raise ValueError(
-            f"the rotary settings are {merged!r}; implemented are rope_type 'default' with rope_theta alone, "
-            f"and 'llama3' with {', '.join(LLAMA3_ROPE_KEYS)}"
-        )
-    if not all(isinstance(number, int | float) and 0 < number < math.inf for number in (theta, *scaling.values())):
-        raise ValueError(f"the rotary settings are {merged!r}; expected positive numbers")
-    if scaling and not scaling["low_freq_factor"] < scaling["high_freq_factor"]:
-        raise ValueError(f"the rotary settings are {merged!r}; expected low_freq_factor < high_freq_factor")
-    return float(theta), {"rope_type": rope_type, **scaling} if scaling else None
 
 
 def rotary_tables(config: Config, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -189,14 +101,14 @@ class KVCache:
     def __init__(
         self, model: "Decoder", batch_size: int, max_length: int | None, skip=None, padding: Tensor | None = None
     ):
-        config, weight = model.config, model.lm_head.weight
+        config = model.config
         self.skip = tuple(skip) if skip is not None else (False,) * config.num_hidden_layers  # SKIP
         self.padding = padding.clone() if padding is not None else None  # keep_rows writes to it
         self.length = self.columns = 0  # written, and allocated
         self.max_length = max_length
         shape = (batch_size, config.num_key_value_heads, 0, config.head_dim)
         self.layers = [
-            None if skipped else (weight.new_empty(shape), weight.new_empty(shape))  # SKIP
+            None if skipped else tuple(torch.empty(shape, dtype=model.dtype, device=model.device) for _ in "kv")  # SKIP
             for skipped in self.skip
         ]
 
@@ -346,25 +258,6 @@ class Block(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
-@dataclass
-class Bypass:  # SKIP
-    """What skipped blocks add in place of their update: a low-rank matrix times their normalised input, and a vector.
-
-    The first position has a vector alone: the attention of all others comes to rest on it, and its states are unlike
-    theirs (Xiao et al., 2023; Sun et al., 2024). Rank R costs 2·R·C multiplications a token, a block about 12·C².
-    """
-
-    down: Tensor  # (L, R, C)
-    up: Tensor  # (L, C, R)
-    bias: Tensor  # (L, 2, C): of the first position, and of all others
-
-    def __call__(self, layer: int, x: Tensor, positions: Tensor) -> Tensor:
-        """x (B, T, C) at positions (B or 1, T) -> (B, T, C)."""
-        first, others = self.bias[layer]
-        update = F.linear(F.linear(x, self.down[layer]), self.up[layer], others)
-        return torch.where((positions == 0)[..., None], first, update)
-
-
 class Decoder(nn.Module):
     """A causal language model. Weights are random (normal, 0.02) until `from_pretrained` or `load_state_dict`."""
 
@@ -377,15 +270,24 @@ class Decoder(nn.Module):
             "norm": RMSNorm(config.hidden_size, config.rms_norm_eps),
         })  # fmt: skip
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.bypass: Bypass | None = None  # SKIP
-        self._tie()
+        self.bypass = None  # SKIP: or a nested.Bypass
+        self.tie_weights()
         for name, parameter in self.named_parameters():
             if not name.endswith("norm.weight"):
                 nn.init.normal_(parameter, std=0.02)
 
-    def _tie(self) -> None:
+    def tie_weights(self) -> None:
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights and of every activation."""
+        return self.model.norm.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.norm.weight.device
 
     def compile_blocks(self, backend="inductor") -> None:
         """torch.compile, block by block: a skip mask chooses among what is compiled, so a new one compiles nothing.
@@ -393,7 +295,7 @@ class Decoder(nn.Module):
         The first calls take long. ValueError where nothing can be compiled, as on a CPU without a C++ compiler.
         """
         try:
-            torch.compile(lambda x: x + 1, backend=backend)(self.lm_head.weight[:2, :2].detach())
+            torch.compile(lambda x: x + 1, backend=backend)(self.model.norm.weight.detach())
         except Exception as error:  # whatever the back end of the day raises
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"torch.compile does not work here ({reason}); do without") from None
@@ -450,184 +352,18 @@ class Decoder(nn.Module):
 
         return self.model.norm(x)
 
-    @torch.no_grad()
-    def fit_bypass(self, tokens: Tensor, mask: Tensor, rank: int) -> "Bypass":  # SKIP
-        """The bypass that comes closest to what the blocks add on these rows; rank 0: their mean.
-
-        tokens, mask: (B, T), rows that end early padded on the right. By least squares over all positions but the
-        first ones: of all maps of that rank from a block's normalised input to its update, the one with the least error
-        (reduced-rank regression; Izenman, 1975), up to a small ridge.
-        """
-        parts = []
-
-        def fit(block: Block, arguments: tuple, output: Tensor) -> None:
-            exact = torch.promote_types(output.dtype, torch.float32)
-            update, x = (output - arguments[0]).to(exact), block.input_layernorm(arguments[0]).to(exact)
-            first, update, x = update[:, 0].mean(0), update[:, 1:][mask[:, 1:]], x[:, 1:][mask[:, 1:]]  # (C,), (n, C)
-            mean, mean_x = update.mean(0), x.mean(0)
-            update, x = update - mean, x - mean_x
-            gram, cross = x.T @ x, x.T @ update  # (C, C)
-            gram.diagonal().add_(RIDGE * gram.diagonal().mean())
-            matrix = torch.linalg.solve(gram, cross)  # update ≈ x matrix
-            _, vectors = torch.linalg.eigh(cross.T @ matrix)  # of the fitted updates' second moments, ascending
-            up = vectors[:, len(gram) - rank :]  # (C, R): where most of the fitted updates lie
-            down = (matrix @ up).T
-            parts.append((down, up, torch.stack((first, mean - up @ (down @ mean_x)))))
-
-        hooks = [block.register_forward_hook(fit) for block in self.model.layers]
-        try:
-            self.hidden(tokens)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return Bypass(*(torch.stack(part).to(self.lm_head.weight.dtype) for part in zip(*parts, strict=True)))
-
     @classmethod
     def from_pretrained(cls, folder_or_hub_id: str | Path, dtype=torch.float32, device="cpu") -> "Decoder":
         """Loads config.json and *.safetensors, strictly: every tensor is used and none is missing.
 
-        Raises FileNotFoundError or ValueError that names the file and the key or tensor at fault.
+        Raises ValueError or OSError that names the file and the key or tensor at fault.
         """
-        folder = find_checkpoint(folder_or_hub_id)
-        try:
-            config = Config.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-        except ValueError as error:  # broken JSON is a ValueError too
-            raise ValueError(f"{folder / 'config.json'}: {error}") from None
-        with torch.device("meta"):
-            model = cls(config)
-        tensors = read_safetensors(folder, dtype, device)
-        if config.tie_word_embeddings:  # files hold the head or leave it out
-            embedding = tensors.get("model.embed_tokens.weight")
-            if embedding is not None and not torch.equal(tensors.setdefault("lm_head.weight", embedding), embedding):
-                raise ValueError(
-                    f"{folder}: tie_word_embeddings is true, but lm_head.weight differs from the embedding"
-                )
-        expected = {name: parameter.shape for name, parameter in model.state_dict().items()}
-        for complaint, names in (
-            ("lacks", expected.keys() - tensors.keys()),
-            ("holds tensors that config.json does not account for:", tensors.keys() - expected.keys()),
-            (
-                "holds a wrong shape for",
-                {
-                    f"{n}: {list(tensors[n].shape)}, expected {list(expected[n])},"
-                    for n in expected.keys() & tensors
-                    if expected[n] != tensors[n].shape
-                },
-            ),
-        ):
-            if names:
-                raise ValueError(
-                    f"{folder}: the checkpoint {complaint} {', '.join(sorted(names)[:3])} ({len(names)} in all)"
-                )
-        model.load_state_dict(tensors, assign=True)
-        model._tie()
-        return model
+        from support.pretrained import load  # the one import of an upper floor
+
+        return load(folder_or_hub_id, dtype, device)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes config.json and model.safetensors, which `from_pretrained`, transformers and vLLM load."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        if self.config.tie_word_embeddings:
-            del tensors["lm_head.weight"]
-        dtype = str(self.lm_head.weight.dtype).removeprefix("torch.")
-        spellings = {"dtype": dtype, "torch_dtype": dtype}  # of transformers 5 and 4
-        config = {"architectures": [ARCHITECTURES[self.config.model_type]], **self.config.to_dict(), **spellings}
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        for path in [folder / INDEX, *folder.glob("model-*-of-*.safetensors")]:  # of an older checkpoint, in shards
-            path.unlink(missing_ok=True)
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        from support.pretrained import save
 
-
-@contextmanager
-def packed(model: Decoder, rows: int):
-    """Within it, products with the model's matrices take them in oneDNN's own layout, for about `rows` rows at a time.
-
-    For bfloat16 on a CPU, where each product would else bring its matrix into that layout again; elsewhere it does
-    nothing. The same numbers, without a gradient; the weights must not change meanwhile, and are held twice.
-    """
-    weight = model.lm_head.weight
-    apt = weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
-    linears = [module for module in model.modules() if isinstance(module, nn.Linear)] if apt else []
-
-    def product(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, matrix, bias, "none", [], "")
-
-    for linear in linears:
-        matrix = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), rows)
-        linear.forward = partial(product, matrix=matrix, bias=linear.bias)
-    # Compiled blocks stand aside: the compiler does not know that layout, and gains less than it does.
-    blocks = [vars(block) for block in model.model.layers] if apt else []
-    wrapped = [{name: block.pop(name) for name in ("before", "after") if name in block} for block in blocks]
-    try:
-        yield
-    finally:
-        for block, parts in zip(blocks, wrapped, strict=True):
-            block.update(parts)
-        for linear in linears:
-            del linear.forward  # the class's own is back
-
-
-def find_checkpoint(folder_or_hub_id: str | Path) -> Path:
-    """The folder itself, or where huggingface_hub keeps the repository of that name: downloaded once, taken up again
-    where a download was cut, and read from its cache where there is no network.
-
-    Raises FileNotFoundError where there is no such folder or repository, PermissionError for a gated one, and
-    ConnectionError where a download fails.
-    """
-    folder, name = Path(os.path.expanduser(folder_or_hub_id)), str(folder_or_hub_id)
-    if folder.is_dir():
-        return folder
-    from huggingface_hub import errors, snapshot_download  # only here: a folder needs no hub
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
-    except errors.GatedRepoError:
-        raise PermissionError(
-            f"{name}: the Hugging Face hub gives it to those alone who accepted its terms; accept them on the model's "
-            "page, then log in (hf auth login) or set HF_TOKEN to a token of yours"
-        ) from None
-    except (errors.RepositoryNotFoundError, errors.LocalEntryNotFoundError, errors.HFValidationError) as error:
-        raise FileNotFoundError(
-            f"{name}: no such folder, and not to be had from the Hugging Face hub ({in_short(error)}); expected a "
-            "folder with config.json and *.safetensors, or a hub id like HuggingFaceTB/SmolLM2-135M-Instruct (of a "
-            "private one, log in: hf auth login)"
-        ) from None
-    except Exception as error:  # the network's errors are of several libraries
-        raise ConnectionError(
-            f"{name}: could not be downloaded from the Hugging Face hub ({type(error).__name__}: "
-            f"{in_short(error)}); what has come is kept, and the same command goes on from there"
-        ) from None
-
-
-def in_short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def read_safetensors(folder: Path, dtype: torch.dtype, device) -> dict[str, Tensor]:
-    """All tensors of model.safetensors, or of the files that model.safetensors.index.json lists, in `dtype`."""
-    paths, index = [folder / "model.safetensors"], folder / INDEX
-    if index.exists():
-        try:
-            paths = sorted(
-                {folder / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-            )
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(f"{index}: expected JSON with a weight_map from tensors to files") from None
-    tensors = {}
-    for path in paths:
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file (weights are read from safetensors only, never unpickled)")
-        try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                for name in file.keys():  # noqa: SIM118 (no dict)
-                    tensor = file.get_tensor(name)
-                    if not tensor.is_floating_point():
-                        raise ValueError(
-                            f"{path}: {name} is {tensor.dtype}; only floating-point weights are implemented"
-                        )
-                    tensors[name] = tensor.to(device, dtype)
-        except SafetensorError as error:
-            raise ValueError(f"{path}: not a whole safetensors file ({error}); copy or download it again") from None
-    # Old Llama files hold a rotary buffer, which is computed here.
-    return {name: tensor for name, tensor in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
+        save(self, folder)

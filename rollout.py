@@ -13,6 +13,7 @@ logprobs.
 """
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from numbers import Integral
 
@@ -20,9 +21,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from model import Decoder, KVCache, packed
+from model import Decoder, KVCache
+from support.optimizer import packed
 
 BLOCK = 256  # tokens of the vocabulary that sampling sums up first
 LOGITS = 128 * 49_152  # logits that exist at a time while completions are scored
@@ -70,7 +71,7 @@ def generate(
     """
     uniforms = uniform_streams(model, prompts, n_samples, max_new_tokens, seed)  # (N, T), on the CPU as are all indices
     N, T = uniforms.shape
-    device = model.lm_head.weight.device
+    device = model.device
     eos = torch.tensor(sorted(eos_ids), device=device)
     rollout = empty_rollout(model, prompts, n_samples, T)
 
@@ -207,28 +208,6 @@ class ScoreTokens(torch.autograd.Function):
         return to_x.to(x.dtype), to_weight, None, None
 
 
-def divergence(x: Tensor, y: Tensor, weight: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """How far q = softmax(y weightᵀ/τ) is from p = softmax(x weightᵀ/τ), x and y (m, C): the means over the m tokens
-    of KL(p‖q) and, detached, of Σ min(p, q) = 1 − TV(p, q), the share of q's tokens that p would accept.
-
-    The gradient is that of q alone: p is what q is to become (distillation; Hinton et al., 2015). The logits, about
-    LOGITS at a time, are computed again in the backward pass.
-    """
-
-    def compare(x: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        log_p = log_softmax(F.linear(x, weight).detach(), temperature)
-        log_q, p = log_softmax(F.linear(y, weight), temperature), log_p.exp()
-        return (p * (log_p - log_q)).sum(), torch.minimum(p, log_q.detach().exp()).sum()
-
-    size = math.ceil(LOGITS / len(weight))
-    parts = [
-        checkpoint(compare, *part, weight, use_reentrant=False, preserve_rng_state=False)
-        for part in zip(x.split(size), y.split(size), strict=True)
-    ]
-    kl, overlap = (torch.stack(each).sum() / len(x) for each in zip(*parts, strict=True))
-    return kl, overlap
-
-
 def completion_logprobs_naive(model, prompts, tokens, mask, temperature=1.0, skip=None) -> tuple[Tensor, Tensor]:
     """The specification of `completion_logprobs`: each row alone, prompt and completion in one sequence."""
     logprobs, entropies = [], []
@@ -241,6 +220,39 @@ def completion_logprobs_naive(model, prompts, tokens, mask, temperature=1.0, ski
     return zeros.masked_scatter(mask, torch.cat(logprobs)), zeros.masked_scatter(mask, torch.cat(entropies))
 
 
+def micro_batches(rollout: Rollout, advantages: Tensor, budget: int) -> list[tuple[list[int], bool]]:
+    """(rows, whether they have a gradient): those with and without a signal apart, each cut by tokens."""
+    signal, lengths = advantages.tolist(), rollout.mask.sum(dim=1).tolist()
+    with_signal, silent = ([row for row, a in enumerate(signal) if bool(a) == has] for has in (True, False))
+    return [
+        (rows, has_signal)
+        for chosen, has_signal in ((with_signal, True), (silent, False))
+        for rows in cut_by_tokens(chosen, rollout.prompts, lengths, budget)
+    ]
+
+
+def cut_by_tokens(rows: list[int], prompts: list[list[int]], lengths: list[int], budget: int) -> list[list[int]]:
+    """Rows in batches of at most `budget` tokens, or of one row: completions of a prompt stand together, for they share
+    its pass, and those of similar length, for a batch is as long as its longest."""
+
+    def tokens(batch: list[int]) -> int:
+        different, _ = distinct([prompts[row] for row in batch])
+        return len(batch) * max(lengths[row] for row in batch) + len(different) * max(map(len, different))
+
+    groups = defaultdict(list)
+    for row in sorted(rows, key=lengths.__getitem__):
+        groups[tuple(prompts[row])].append(row)
+    batches = []
+    for group in sorted(groups.values(), key=lambda group: lengths[group[-1]]):
+        if not batches or tokens(batches[-1] + group) > budget:
+            batches.append([])
+        for row in group:
+            if batches[-1] and tokens(batches[-1] + [row]) > budget:
+                batches.append([])
+            batches[-1].append(row)
+    return batches
+
+
 def pack(completions: list[list[int]], device) -> tuple[Tensor, Tensor]:
     """Lists of token ids as tokens and mask, (n, T) each, as a `Rollout` holds them."""
     longest = max(map(len, completions))
@@ -250,20 +262,20 @@ def pack(completions: list[list[int]], device) -> tuple[Tensor, Tensor]:
 
 
 def empty_rollout(model: Decoder, prompts: list[list[int]], n_samples: int, max_new_tokens: int) -> Rollout:
-    weight, shape = model.lm_head.weight, (len(prompts) * n_samples, max_new_tokens)
+    shape, device = (len(prompts) * n_samples, max_new_tokens), model.device
     return Rollout(
         prompts=[prompt for prompt in prompts for _ in range(n_samples)],
-        tokens=weight.new_zeros(shape, dtype=torch.int64),
-        mask=weight.new_zeros(shape, dtype=torch.bool),
-        logprobs=weight.new_zeros(shape, dtype=torch.promote_types(weight.dtype, torch.float32)),
-        ended=weight.new_zeros(shape[0], dtype=torch.bool),
+        tokens=torch.zeros(shape, dtype=torch.int64, device=device),
+        mask=torch.zeros(shape, dtype=torch.bool, device=device),
+        logprobs=torch.zeros(shape, dtype=torch.promote_types(model.dtype, torch.float32), device=device),
+        ended=torch.zeros(shape[0], dtype=torch.bool, device=device),
     )
 
 
 def read_prompts(model: Decoder, prompts: list[list[int]], max_new_tokens: int | None, skip) -> tuple[Tensor, KVCache]:
     """P prompts, padded on the left -> the hidden state from which the next token is predicted (P, C), and a cache
     with room for max_new_tokens; None: a cache for one more pass, through which gradients flow."""
-    device = model.lm_head.weight.device
+    device = model.device
     longest = max(map(len, prompts))
     padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
     tokens = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)

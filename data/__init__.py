@@ -9,6 +9,7 @@ from data.problem import Problem
 
 SPLITS = {name: ("train", "test") for name in ("svamp", "gsm8k", "math12k")} | {"arith": tuple(arith.SIZES)}
 DATASETS = tuple(SPLITS)
+EMBEDDED = Path(__file__).parent / "tiny"  # the embedded model, which docs/tiny.py makes
 
 
 def is_file(name: str) -> bool:

@@ -24,12 +24,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 import data
-from evaluate import load_model, score
+from evaluate import score
 from losses import diagnostics, gradient_weights, group_advantages, log_ratio, normaliser, policy_loss
 from model import Config, Decoder
 from rollout import Rollout, completion_logprobs, generate, pack
 from skip import sample_mask, valid_layers
-from train import EMBEDDED, draw
+from support.pretrained import load_model
+from train import draw_problems
 
 WEIGHTS = {
     "E4 on-policy": {"kind": "on-policy"},
@@ -128,8 +129,8 @@ def gradients(
 
 def sampled(n_batches: int, n_reference: int, blocks: int = 6) -> list[dict]:
     """The same figures on the embedded model, with standard errors."""
-    model, tokenizer = load_model(str(EMBEDDED), "float32", "cpu")
-    problems = draw(data.load("arith", "train"), BATCH // 8, step=1, seed=0)
+    model, tokenizer = load_model(data.EMBEDDED, "float32", "cpu")
+    problems = draw_problems(data.load("arith", "train"), BATCH // 8, step=1, seed=0)
     prompts = [tokenizer.encode_prompt(problem.question) for problem in problems]
     L, seeds = model.config.num_hidden_layers, iter(range(0, sys.maxsize, len(problems)))
 

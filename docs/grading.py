@@ -33,7 +33,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from reward import MathVerify, is_correct
+from reward import is_correct
+from support.graders import MathVerify
 
 FRAC = r"\\frac\{(\d+)\}\{(\d+)\}"
 

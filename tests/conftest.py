@@ -10,8 +10,12 @@ import torch
 
 import report
 import train
-from data import arith, tiny
+from data import arith
+from docs import tiny
 from model import Config, Decoder
+from rollout import Rollout
+from support.optimizer import Optimizer
+from support.settings import Settings
 
 torch.set_num_threads(1)  # the models are too small to share work, and two threads wait for each other
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with Ctrl-C ignored
@@ -103,6 +107,16 @@ class Letters:
 
     def save(self, folder) -> None:
         (Path(folder) / "letters").touch()
+
+
+def gradient_of(model: Decoder, rollout: Rollout, advantages: torch.Tensor, settings: Settings) -> torch.Tensor:
+    """The whole gradient of a batch, as a vector, that `train.update` leaves for the optimiser's step."""
+    optimizer, gradient = Optimizer(model), []
+    optimizer.step = lambda *_: gradient.append(torch.cat([p.grad.flatten() for p in optimizer.masters]))
+    train.update(model, optimizer, rollout, advantages, settings, lr=0.0)
+    for parameter in (*optimizer.masters, *model.parameters()):
+        parameter.grad = None
+    return gradient[0]
 
 
 def spy(monkeypatch, module, name: str) -> list[dict]:

@@ -17,7 +17,9 @@ import torch
 import data
 import evaluate
 import train
-from data import svamp, tiny
+from data import svamp
+from docs import tiny
+from support.settings import Settings
 
 RECORD = {"question": "Two and two?", "answer": "2 + 2 = <<2+2=4>>4\n#### 4"}
 SIZES = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 4, "num_attention_heads": 2, "head_dim": 4}
@@ -363,7 +365,7 @@ def test_help_names_every_setting_with_its_choices_and_default(capsys):
         train.main(["--help"])
     assert exit.value.code == 0
     help = " ".join(capsys.readouterr().out.split())
-    for field in fields(train.Settings):
+    for field in fields(Settings):
         assert f"--{field.name.replace('_', '-')}{' X' * (field.type is not bool)} " in help
         assert field.metadata["help"] in help
     assert ", ".join(data.DATASETS) in help and "(default: 0.3)" in help

@@ -4,8 +4,8 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-import report
-import train
+from support.log import METRICS
+from support.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 METHOD = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
@@ -13,8 +13,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_every_equation_tag_of_the_code_has_its_row_and_the_other_way_round():
-    """A tag on a line of losses.py, skip.py or model.py stands for an equation: docs/method.md says which."""
-    code = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("losses.py", "skip.py", "model.py"))
+    """A tag on a line of these files stands for an equation: docs/method.md says which."""
+    files = ("losses.py", "skip.py", "model.py", "nested.py")
+    code = "".join((ROOT / name).read_text(encoding="utf-8") for name in files)
     assert set(re.findall(r"^\| ([DE]\d) \|", METHOD, re.M)) == set(re.findall(r"\b([DE]\d)\b", code))
     comments = re.findall(r"  # (.*)", (ROOT / "losses.py").read_text(encoding="utf-8"))
     marked = re.findall(r"\bE\d\b", " ".join(comments))
@@ -52,13 +53,13 @@ def test_every_metric_is_defined_and_nothing_else():
     """One line each in docs/method.md."""
     table = METHOD.partition("## Metrics")[2].partition("##")[0]
     assert re.findall(r"^\| `(\w+)` \|", table, re.M) and set(re.findall(r"^\| `(\w+)` \|", table, re.M)) == set(
-        report.METRICS
+        METRICS
     )
 
 
 def test_flags_that_the_documents_name_exist():
     """What a reader copies from a page has to run."""
-    flags = {f"--{field.name.replace('_', '-')}" for field in fields(train.Settings)}
+    flags = {f"--{field.name.replace('_', '-')}" for field in fields(Settings)}
     evaluation = {"--split", "--problems", "--batch"}
     elsewhere = {"--help", "--resume", "--compare"}
     for text in (README, METHOD):

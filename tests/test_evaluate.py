@@ -8,10 +8,11 @@ from conftest import Letters, small_model, spy
 
 import data
 import evaluate
-from data import tiny
-from data.prompts import Tokenizer
+from docs import tiny
 from evaluate import accuracy, score
 from rollout import Rollout, generate
+from support.pretrained import load_model
+from support.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_accuracy_and_its_standard_error_by_hand():
 
 def test_the_batch_size_changes_neither_order_nor_texts(folder):
     """Prompts are sorted by length for speed; records come back in the problems' order, with streams of their own."""
-    model, tokenizer = evaluate.load_model(folder, "float32", "cpu")
+    model, tokenizer = load_model(folder, "float32", "cpu")
     model, problems = model.double(), data.load("arith", "test")[:7]
     runs = [
         evaluate.evaluate(model, tokenizer, problems, 12, n_samples=2, temperature=1.0, batch=batch, seed=3)
@@ -63,7 +64,7 @@ def test_the_batch_size_changes_neither_order_nor_texts(folder):
 
 def test_greedy_evaluation_is_what_the_sampler_gives_at_temperature_0(folder):
     """The full model, nothing skipped."""
-    model, tokenizer = evaluate.load_model(folder, "float32", "cpu")
+    model, tokenizer = load_model(folder, "float32", "cpu")
     problem = data.load("arith", "test")[0]
     rollout = generate(model, [tokenizer.encode_prompt(problem.question)], 1, 12, tokenizer.eos_ids, temperature=0.0)
     [[record]] = evaluate.evaluate(model, tokenizer, [problem], 12)

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 import evaluate
-from data import tiny
-from model import Decoder, find_checkpoint
+from docs import tiny
+from model import Decoder
+from support.pretrained import find_checkpoint
 
 NAME, SHA = "somebody/tiny", "0123456789abcdef0123456789abcdef01234567"
 SIZES = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 4, "num_attention_heads": 2, "head_dim": 4}

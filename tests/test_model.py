@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from conftest import small_model
 from safetensors.torch import load_file, save_file
 
-from model import RIDGE, Bypass, Config, Decoder, KVCache, RMSNorm, attend, place, rotary_tables, rotate
+from model import Decoder, KVCache, RMSNorm, attend, rotary_tables, rotate
+from nested import Bypass
+from support.pretrained import config_json, parse_config
 
 L = 4  # layers of small_model
 MASKS = list(product((False, True), repeat=L))
@@ -205,40 +207,6 @@ def test_a_skipped_block_becomes_its_bypass(model, rank):
     assert bypassed.state_dict().keys() == model.state_dict().keys(), "a checkpoint stays what transformers loads"
 
 
-@pytest.mark.parametrize("rank", [0, 3, 32])
-def test_the_fitted_bypass_is_the_best_of_its_rank(model, rank):
-    """Rows of different lengths, whose padding must not count. Rank 0 is the mean, full rank the ridge regression."""
-    generator = torch.Generator().manual_seed(0)
-    rows = [torch.randint(29, (n,), generator=generator).tolist() for n in (60, 47, 80)]
-    tokens, mask = torch.zeros(3, 80, dtype=torch.int64), torch.zeros(3, 80, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        tokens[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), True
-    bypass = model.fit_bypass(tokens, mask, rank)
-    inputs, updates, firsts = ([[] for _ in range(L)] for _ in range(3))
-    for row in rows:
-        x, (positions, bias) = model.model.embed_tokens(torch.tensor([row])), place(len(row), None, torch.empty(0))
-        rotary = rotary_tables(model.config, positions, x.dtype)
-        for layer, block in enumerate(model.model.layers):
-            y = block(x, rotary, bias, None, layer)
-            firsts[layer].append((y - x)[0, 0])
-            inputs[layer].append(block.input_layernorm(x)[0, 1:])
-            updates[layer].append((y - x)[0, 1:])
-            x = y
-    for layer in range(L):
-        x, update = torch.cat(inputs[layer]), torch.cat(updates[layer])
-        fitted = bypass(layer, x[None], torch.arange(1, 1 + len(x))[None])[0]
-        torch.testing.assert_close(bypass.bias[layer, 0], torch.stack(firsts[layer]).mean(0), **EXACT)
-        torch.testing.assert_close(fitted.mean(0), update.mean(0), **EXACT)
-        x, update = x - x.mean(0), update - update.mean(0)
-        ridge = RIDGE * (x**2).sum(0).mean()
-        error = ((update - (fitted - fitted.mean(0))) ** 2).sum()
-        error += ridge * ((bypass.up[layer] @ bypass.down[layer]) ** 2).sum()
-        wider = torch.cat((x, ridge.sqrt() * torch.eye(32)))  # a ridge is 32 more rows
-        regression = wider @ torch.linalg.lstsq(wider, torch.cat((update, torch.zeros(32, 32)))).solution
-        least = ((torch.cat((update, torch.zeros(32, 32))) - regression) ** 2).sum()
-        torch.testing.assert_close(error, least + (torch.linalg.svdvals(regression)[rank:] ** 2).sum())
-
-
 def test_each_mask_is_another_model(model):
     """Guards the tests above and below against a skip that is ignored."""
     logits = torch.stack([model(some_tokens(1, 9), skip=skip) for skip in MASKS])
@@ -414,14 +382,14 @@ REFUSED = [  # what is added to RAW, and what the message must name
 def test_a_configuration_that_is_not_implemented_is_refused_by_key_and_value(changes, message):
     """A setting that is ignored gives a model that runs and is wrong; a raw traceback does not say what to change."""
     with pytest.raises(ValueError, match=message):
-        Config.from_dict(RAW | changes)
+        parse_config(RAW | changes)
 
 
 @pytest.mark.parametrize("key", [key for key in RAW if key not in ("num_key_value_heads", "head_dim")])
 def test_a_missing_key_is_named(key):
     """Sizes have no defaults: a guessed one would show as a wrong shape at best."""
     with pytest.raises(ValueError, match=key):
-        Config.from_dict({name: value for name, value in RAW.items() if name != key})
+        parse_config({name: value for name, value in RAW.items() if name != key})
 
 
 @pytest.mark.parametrize("absent", ["left out", "null"])
@@ -430,7 +398,7 @@ def test_llama_heads_have_the_defaults_that_its_files_rely_on(absent):
     raw = {key: value for key, value in RAW.items() if key not in ("num_key_value_heads", "head_dim")}
     if absent == "null":
         raw |= {"num_key_value_heads": None, "head_dim": None}
-    config = Config.from_dict(raw)
+    config = parse_config(raw)
     assert (config.num_key_value_heads, config.head_dim) == (4, 8)
 
 
@@ -440,9 +408,9 @@ def test_both_spellings_of_the_rotary_settings_are_read():
     older = {"rope_theta": 5e5, "rope_scaling": {"type": "llama3", **LLAMA3}}
     newer = {"rope_parameters": {"rope_type": "llama3", "rope_theta": 500000, **LLAMA3}}
     for rope in (older, newer, older | newer):
-        config = Config.from_dict(RAW | rope)
+        config = parse_config(RAW | rope)
         assert (config.rope_theta, config.rope_scaling) == (5e5, {"rope_type": "llama3", **LLAMA3})
-    plain = Config.from_dict(RAW | {"rope_scaling": None, "rope_parameters": {"rope_type": "default"}})
+    plain = parse_config(RAW | {"rope_scaling": None, "rope_parameters": {"rope_type": "default"}})
     assert (plain.rope_theta, plain.rope_scaling) == (10000.0, None)
 
 
@@ -450,10 +418,10 @@ def test_keys_that_are_not_read_survive_a_round_trip():
     """What others need of config.json, such as the end token, is still there after a run; nothing is read anew."""
     raw = RAW | {"eos_token_id": 2, "rope_theta": 5e5, "rope_scaling": {"type": "llama3", **LLAMA3}}
     raw |= {"extra": 1}  # a name that Config has another use for
-    config = Config.from_dict(raw)
-    written = json.loads(json.dumps(config.to_dict()))
+    config = parse_config(raw)
+    written = json.loads(json.dumps(config_json(config)))
     assert written["eos_token_id"] == 2
-    assert Config.from_dict(written).to_dict() == config.to_dict()
+    assert config_json(parse_config(written)) == config_json(config)
 
 
 # Folders

@@ -10,8 +10,8 @@ import os
 import pytest
 import torch
 
-from data.prompts import ASK, Tokenizer
 from model import Decoder, KVCache
+from support.tokenizer import ASK, Tokenizer
 
 transformers = pytest.importorskip("transformers", reason="transformers is a development requirement")
 

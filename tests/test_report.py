@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import report
-from report import METRICS
+from support.log import METRICS
 
 BATCH = {"reward": 0.5, "acceptance": 0.8, "ess": 0.4, "silent_groups": 0.25, "cut_off": 0.0}
 

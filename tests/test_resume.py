@@ -17,9 +17,12 @@ from conftest import pay
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-import checkpoint as saving
+import evaluate
+import nested
 import train
 from model import Decoder
+from support import checkpoint as saving
+from support.optimizer import Optimizer
 
 FLAGS = [
     *"--device cpu --dtype bfloat16 --warmup-epochs 1 --warmup-batch 8 --warmup-lr 0.001 --steps 4".split(),
@@ -77,7 +80,7 @@ def strike(monkeypatch, place, name: str, call: int, error: BaseException) -> No
         calls.append(1)
         if len(calls) == call:
             if isinstance(error, Killed):
-                monkeypatch.setattr(train, "save", lambda run: None)
+                monkeypatch.setattr(train.Run, "save", lambda run: None)
             raise error
         return original(*arguments, **keywords)
 
@@ -86,18 +89,19 @@ def strike(monkeypatch, place, name: str, call: int, error: BaseException) -> No
 
 MOMENTS = [  # where, and which call: the warm-up has 3 steps and 2 checkpoints, then come step 0 and 4 steps
     (train, "completion_hidden", 3),  # the last step of the warm-up, after a checkpoint
-    (train, "evaluate", 4),  # step 0: the last split
-    (train, "generate", 1),  # the completions that nested models are measured on
-    (train, "measure", 1),
-    (train, "generate", 4),  # the full model's rollout at the evaluation of step 2
-    (train, "evaluate", 6),  # after step 2, which is taken, in the middle of its evaluation
-    (saving.MasterWeights, "collect_gradients", 4),
+    (evaluate, "evaluate", 4),  # step 0: the last split
+    (nested, "generate", 1),  # the completions that nested models are measured on
+    (nested, "order_layers", 1),
+    (train, "generate", 3),  # the full model's rollout at the evaluation of step 2
+    (evaluate, "evaluate", 6),  # after step 2, which is taken, in the middle of its evaluation
+    (Optimizer, "collect_gradients", 4),
     (train.Log, "write", 6),
     (train.Decoder, "save_pretrained", 4),
-    (saving, "save_file", 4),
+    (saving, "save_file", 3),
     (saving.os, "replace", 4),  # the old checkpoint is still there, the new one is whole
     (saving.os, "replace", 5),  # between the two
     (saving.shutil, "rmtree", 11),
+    (nested, "save_file", 1),
 ]
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from docs.grading import fuzz
-from reward import MAX_CHARACTERS, MAX_EXPONENT, MathVerify, extract_answer, is_correct, parse_number
+from reward import MAX_CHARACTERS, MAX_EXPONENT, extract_answer, is_correct, parse_number
+from support.graders import MathVerify
 
 GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k_test.jsonl"
 

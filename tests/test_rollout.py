@@ -8,11 +8,11 @@ import torch
 from conftest import small_model
 
 import rollout as rollout_module
-from model import Bypass, Decoder
+from model import Decoder
+from nested import Bypass
 from rollout import (
     completion_logprobs,
     completion_logprobs_naive,
-    divergence,
     generate,
     generate_naive,
     sample,
@@ -301,20 +301,3 @@ def test_no_two_runs_share_a_stream(model):
     """A run's seed stands above 2³² in the prompts' seeds: there, too, seed and sample must not be mistaken."""
     uniforms = uniform_streams(model, [[1]] * 3, 4, 3, seed=[7, 7 + 2**32, 7 + 2 * 2**32])
     assert len({tuple(row) for row in uniforms.tolist()}) == 12
-
-
-def test_divergence_and_its_gradient_are_those_of_the_whole_softmax(monkeypatch):
-    """KL(p‖q) and Σ min(p, q), in chunks; the gradient is q's alone: the full model must not learn from the nested."""
-    monkeypatch.setattr(rollout_module, "LOGITS", 50)
-    x, y, weight = (torch.randn(n, 8, dtype=torch.float64, requires_grad=True) for n in (7, 7, 17))
-    kl, overlap = divergence(x, y, weight, temperature=0.7)
-    *given, to_x = torch.autograd.grad(kl, (y, weight, x), allow_unused=True)
-    log_p, log_q = ((z @ w.T / 0.7).log_softmax(-1) for z, w in ((x.detach(), weight.detach()), (y, weight)))
-    expected = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
-    torch.testing.assert_close(kl, expected)
-    torch.testing.assert_close(given, list(torch.autograd.grad(expected, (y, weight))))
-    assert to_x is None or not to_x.any()
-    torch.testing.assert_close(overlap, torch.minimum(log_p.exp(), log_q.exp()).sum(-1).mean())
-    assert not overlap.requires_grad
-    kl, overlap = divergence(x, x, weight)
-    torch.testing.assert_close(torch.stack((kl, overlap)), torch.tensor([0.0, 1.0], dtype=torch.float64))

@@ -13,15 +13,15 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from conftest import small_model
+from conftest import gradient_of, small_model
 from torch import Tensor
 
 import losses
-import train
 from docs.estimators import every_completion
 from model import Decoder
 from rollout import completion_logprobs, generate, pack
 from skip import sample_mask
+from support.settings import Settings
 
 END, HORIZON, PROMPT = 0, 4, [1, 2]
 MASKS = list(itertools.product((False, True), repeat=2))  # nothing, one layer, the other, both
@@ -370,7 +370,7 @@ def test_a_broken_estimator_fails_its_theorem(world, monkeypatch, theorem, argum
         theorem(broken(world, monkeypatch), **arguments)
 
 
-def deviations(world: World, settings: train.Settings, batches: int = 60) -> Tensor:
+def deviations(world: World, settings: Settings, batches: int = 60) -> Tensor:
     """The training loss's own gradient on batches of the real sampler, each with a mask of its own, against the exact
     gradient: differences of the mean along nine directions that were fixed beforehand, in standard errors."""
     exact = -exact_gradient(world).float()  # the loss goes down where the reward goes up
@@ -387,10 +387,7 @@ def deviations(world: World, settings: train.Settings, batches: int = 60) -> Ten
             [reward_of[tuple(y[m].tolist())] for y, m in zip(rollout.tokens, rollout.mask, strict=True)]
         )
         advantages = losses.group_advantages(rewards.view(64, 8), settings.advantage)
-        weights = train.MasterWeights(model)
-        train.accumulate_gradient(model, weights, rollout, advantages.flatten(), settings)
-        along.append(directions @ torch.cat([p.grad.flatten() for p in weights.masters]))
-        model.zero_grad()
+        along.append(directions @ gradient_of(model, rollout, advantages.flatten(), settings))
     along = torch.stack(along) - directions @ exact  # (batches, 9)
     return along.mean(dim=0) / (along.std(dim=0) / batches**0.5)
 
@@ -401,9 +398,9 @@ UNBIASED = {"advantage": "rloo", "normaliser": "completions", "is_cap": 0.0, "mi
 def test_t1_on_the_real_path_the_mean_gradient_of_sequence_weights_is_the_exact_one(world):
     """T1 once more, with nothing enumerated but the reference: sampler, recorded log-probabilities, micro-batches and
     loss as in training. Of nine independent directions none should be off by four standard errors (p < 0.001)."""
-    assert deviations(world, train.Settings(gradient="is", is_level="sequence", **UNBIASED)).abs().max() < 4
+    assert deviations(world, Settings(gradient="is", is_level="sequence", **UNBIASED)).abs().max() < 4
 
 
 def test_t3_on_the_real_path_the_mean_on_policy_gradient_is_another_one(world):
     """T3 once more: batches of the same nested models, without the weights, do not come out at the exact gradient."""
-    assert deviations(world, train.Settings(gradient="on-policy", **UNBIASED)).abs().max() > 4
+    assert deviations(world, Settings(gradient="on-policy", **UNBIASED)).abs().max() > 4

@@ -6,31 +6,34 @@ import pytest
 import torch
 from conftest import spy
 
+import data
 import train
-from data import arith, tiny
-from data.prompts import Tokenizer
-from evaluate import evaluate, load_model
+from data import arith
+from docs import tiny
+from evaluate import evaluate
 from reward import extract_answer
 from skip import valid_layers
+from support.pretrained import load_model
+from support.tokenizer import Tokenizer
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6, "head_dim": 8}
 
 
 @pytest.fixture(scope="module")
 def embedded():
-    return load_model(str(train.EMBEDDED), "float32", "cpu")
+    return load_model(str(data.EMBEDDED), "float32", "cpu")
 
 
 def test_it_is_a_small_checkpoint_of_many_layers():
     """A folder like any other: small enough for a repository, deep enough for a choice of layers to skip."""
-    assert sum(path.stat().st_size for path in train.EMBEDDED.iterdir()) < 12 * 2**20
-    config = json.loads((train.EMBEDDED / "config.json").read_text())
+    assert sum(path.stat().st_size for path in data.EMBEDDED.iterdir()) < 12 * 2**20
+    config = json.loads((data.EMBEDDED / "config.json").read_text())
     assert config["model_type"] == "llama" and config["num_hidden_layers"] >= 12
 
 
-def test_the_script_writes_where_the_run_reads():
-    """`python -m data.tiny` without a flag remakes the default model of train.py."""
-    assert train.EMBEDDED.resolve() == (train.Path(tiny.__file__).parent / "tiny").resolve()
+def test_the_script_writes_where_the_run_reads(capsys):
+    """`python -m docs.tiny` without a flag remakes the default model of train.py."""
+    assert tiny.main([]) == 2 and str(data.EMBEDDED) in capsys.readouterr().err
 
 
 def test_numbers_are_read_digit_by_digit(embedded):
@@ -122,6 +125,6 @@ def test_the_script_writes_a_whole_checkpoint_and_says_what_it_can(tmp_path, mon
 
 def test_without_the_folder_the_run_says_how_to_make_it(tmp_path, monkeypatch, capsys):
     """Not the hub's complaint about a name that looks like a path."""
-    monkeypatch.setattr(train, "EMBEDDED", tmp_path / "tiny")
+    monkeypatch.setattr(data, "EMBEDDED", tmp_path / "tiny")
     assert train.main(["--out", str(tmp_path / "out")]) == 2
-    assert "python -m data.tiny" in capsys.readouterr().err
+    assert "python -m docs.tiny" in capsys.readouterr().err

@@ -10,16 +10,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Letters, pay, small_model, spy
+from conftest import Letters, gradient_of, pay, small_model, spy
 
 import data
+import evaluate
+import nested
 import train
 from losses import gradient_weights, group_advantages, log_ratio, normaliser, policy_loss
-from model import Bypass, Decoder
-from report import ACCURACIES, METRICS
-from rollout import Rollout, completion_logprobs, generate
-from skip import Measured
-from train import MasterWeights, Settings, accumulate_gradient
+from model import Decoder
+from nested import Bypass, Measured
+from rollout import Rollout, completion_logprobs, generate, micro_batches, pack
+from support import log as log_module
+from support.log import ACCURACIES, METRICS
+from support.optimizer import Optimizer
+from support.pretrained import parse_config
+from support.settings import Settings
+from support.tokenizer import Tokenizer
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11]]
 REWARDS = torch.tensor([[1.0, 0, 0, 1], [0, 0, 0, 0], [0, 1, 0, 0]])  # the second group is silent
@@ -36,10 +42,7 @@ GRADIENTS = [
 def gradient(model: Decoder, rollout, rewards=REWARDS, **settings) -> torch.Tensor:
     """The whole gradient of one batch as a vector, through the loop's own function."""
     s = Settings(**settings)
-    model.zero_grad()
-    weights = MasterWeights(model)
-    accumulate_gradient(model, weights, rollout, group_advantages(rewards, s.advantage).flatten(), s)
-    return torch.cat([p.grad.flatten() for p in weights.masters]).double()
+    return gradient_of(model, rollout, group_advantages(rewards, s.advantage).flatten(), s).double()
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -53,8 +56,8 @@ def test_with_nothing_skipped_all_gradients_are_the_on_policy_one(settings):
     rollout = generate(model, PROMPTS, 4, 16, [0], seed=0)
     reference = gradient(model, rollout, gradient="on-policy")
     assert relative(gradient(model, rollout, **settings), reference) < 1e-3
-    _, log_rho, _ = accumulate_gradient(model, MasterWeights(model), rollout, REWARDS.flatten(), Settings(**settings))
-    assert log_rho.abs().max() < 1e-4
+    figures = train.update(model, Optimizer(model), rollout, REWARDS.flatten(), Settings(**settings), lr=0.0)
+    assert figures["max_abs_log_ratio"] < 1e-4
 
 
 @pytest.mark.parametrize("settings", GRADIENTS[1:])
@@ -92,10 +95,11 @@ def test_silent_groups_get_a_forward_pass_for_the_diagnostics_and_no_backward_pa
         return original(model, prompts, *rest)
 
     monkeypatch.setattr(train, "completion_logprobs", spy)
-    advantages = group_advantages(REWARDS).flatten()
-    loss, log_rho, entropy = accumulate_gradient(model, MasterWeights(model), rollout, advantages, Settings())
+    figures = train.update(model, Optimizer(model), rollout, group_advantages(REWARDS).flatten(), Settings(), lr=0.0)
     assert with_gradient == [(8, True), (4, False)]
-    assert (log_rho[4:8][rollout.mask[4:8]] != 0).all() and (entropy[4:8][rollout.mask[4:8]] > 0).all()
+    logprobs, entropy = original(model, rollout.prompts, rollout.tokens, rollout.mask)
+    assert figures["entropy"] == pytest.approx(entropy[rollout.mask].mean().item(), rel=1e-5)
+    assert figures["k1"] == pytest.approx((rollout.logprobs - logprobs)[rollout.mask].mean().item(), rel=1e-4)
 
 
 def test_the_gradient_is_that_of_the_equations_written_out_naively():
@@ -124,7 +128,7 @@ def test_the_gradient_is_that_of_the_equations_written_out_naively():
 def test_updates_of_1e_6_change_bfloat16_weights():
     """Invariant 6: an update too small for bfloat16 is kept in the float32 masters and shows once it has added up."""
     model = small_model(torch.bfloat16)
-    weights = MasterWeights(model)
+    weights = Optimizer(model)
     masters, working = [m.clone() for m in weights.masters], [p.clone() for p in model.parameters()]
     steps = 300
     for step in range(steps):
@@ -143,7 +147,7 @@ def test_updates_of_1e_6_change_bfloat16_weights():
 def test_an_infinite_gradient_never_reaches_the_weights():
     """The norm is looked at before the step."""
     model = small_model(torch.float32)
-    weights, before = MasterWeights(model), [p.clone() for p in model.parameters()]
+    weights, before = Optimizer(model), [p.clone() for p in model.parameters()]
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, math.inf)
     with pytest.raises(FloatingPointError):
@@ -155,11 +159,12 @@ def test_every_epoch_draws_every_problem_once_in_a_new_order():
     """And a batch is a function of the seed and the step, so that a run can be taken up anywhere."""
     problems = list(range(10))
     epochs = [
-        [p for step in range(1 + 5 * e, 6 + 5 * e) for p in train.draw(problems, 2, step, seed=0)] for e in (0, 1)
+        [p for step in range(1 + 5 * e, 6 + 5 * e) for p in train.draw_problems(problems, 2, step, seed=0)]
+        for e in (0, 1)
     ]
     assert sorted(epochs[0]) == sorted(epochs[1]) == problems
     assert epochs[0] != epochs[1]
-    assert train.draw(problems, 2, 3, seed=0) == epochs[0][4:6]
+    assert train.draw_problems(problems, 2, 3, seed=0) == epochs[0][4:6]
 
 
 def metrics(out: Path) -> list[dict]:
@@ -222,7 +227,7 @@ def test_a_batch_is_sampled_from_the_train_split_as_the_settings_say(loop, monke
 
 def test_accuracies_are_of_the_full_model_on_the_first_problems_of_each_split(loop, monkeypatch):
     """Measured on what was trained on, or at another temperature, it would be another figure under the same name."""
-    calls, run = spy(monkeypatch, train, "evaluate"), loop(eval_problems=3, temperature=0.7, steps=9)
+    calls, run = spy(monkeypatch, evaluate, "evaluate"), loop(eval_problems=3, temperature=0.7, steps=9)
     figures, _ = train.test_accuracies(run, step=0)
     assert [(call["problems"], call["temperature"]) for call in calls] == [
         (run.tests[split][:3], temperature) for split in ("test", "wordings") for temperature in (0.0, 0.7)
@@ -240,8 +245,8 @@ def test_the_full_model_is_compared_on_the_nested_one_s_batch_and_streams(loop, 
     train.reinforce(run)
     rows = metrics(run.log.folder)
     assert [bool(call["skip"]) for call in calls] == [True, True, False, True, False]
-    for nested, full in ((calls[1], calls[2]), (calls[3], calls[4])):
-        assert nested | {"skip": None} == full
+    for skipping, full in ((calls[1], calls[2]), (calls[3], calls[4])):
+        assert skipping | {"skip": None} == full
     assert [row["full_mean_length"] is None for row in rows] == [True, False, False]
     untrained = loop(steps=1, lr=0.0)
     train.reinforce(untrained)
@@ -258,7 +263,7 @@ def test_the_full_model_is_compared_on_the_nested_one_s_batch_and_streams(loop, 
 @pytest.mark.parametrize("kind", ["grpo", "mean", "rloo"])
 def test_the_advantage_asked_for_reaches_its_completion(loop, paid, monkeypatch, kind):
     """Row p·G + g is sample g of problem p, and A is of the kind of --advantage."""
-    calls = spy(monkeypatch, train, "accumulate_gradient")
+    calls = spy(monkeypatch, train, "update")
     train.reinforce(loop(steps=1, advantage=kind))
     torch.testing.assert_close(calls[0]["advantages"], group_advantages(REWARDS, kind).flatten())
 
@@ -280,11 +285,8 @@ def test_loss_and_gradient_are_those_of_the_settings(settings, arguments):
     model = small_model(torch.float32)
     rollout = generate(model, PROMPTS, 4, 8, [0], skip=(False, True, True, False), seed=0)
     advantages, settings = group_advantages(REWARDS).flatten(), Settings(micro_batch_tokens=30, **settings)
-    weights = MasterWeights(model)
-    loss, _, _ = accumulate_gradient(model, weights, rollout, advantages, settings)
-    accumulated = torch.cat([p.grad.flatten() for p in weights.masters])
-
-    model.zero_grad()
+    loss = train.update(model, Optimizer(model), rollout, advantages, settings, lr=0.0)["loss"]
+    accumulated = gradient_of(model, rollout, advantages, settings)
     logprobs, _ = completion_logprobs(model, rollout.prompts, rollout.tokens, rollout.mask)
     w = gradient_weights(log_ratio=log_ratio(logprobs, rollout.logprobs, rollout.mask), mask=rollout.mask, **arguments)
     expected = policy_loss(logprobs, w, advantages, rollout.mask, normaliser(rollout.mask))
@@ -297,14 +299,14 @@ def test_completions_of_similar_length_share_a_micro_batch():
     """Padding is computed like any token: a short completion beside a long one would cost as much."""
     mask = torch.arange(6) < torch.tensor([5, 1, 3, 4, 2, 6])[:, None]
     rollout = Rollout([[1]] * 6, mask.long(), mask, torch.zeros(6, 6), torch.ones(6, dtype=torch.bool))
-    batches = train.micro_batches(rollout, torch.tensor([1.0, -1.0, 0.0, 1.0, 1.0, -1.0]), 11)
+    batches = micro_batches(rollout, torch.tensor([1.0, -1.0, 0.0, 1.0, 1.0, -1.0]), 11)
     assert batches == [([1, 4], True), ([3, 0], True), ([5], True), ([2], False)]
 
 
 def test_the_learning_rate_rises_linearly_and_stays(loop, paid, monkeypatch):
     """Step 1 of 4 takes a quarter of it; the metrics say what was taken."""
     taken, run = [], loop(steps=6, lr=0.4, lr_warmup_steps=4, max_grad_norm=0.7)
-    monkeypatch.setattr(MasterWeights, "step", lambda self, lr, max_grad_norm: taken.append((lr, max_grad_norm)) or 1.0)
+    monkeypatch.setattr(Optimizer, "step", lambda self, lr, max_grad_norm: taken.append((lr, max_grad_norm)) or 1.0)
     train.reinforce(run)
     assert [lr for lr, _ in taken] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
     assert [row["lr"] for row in metrics(run.log.folder)] == [lr for lr, _ in taken]
@@ -314,7 +316,7 @@ def test_the_learning_rate_rises_linearly_and_stays(loop, paid, monkeypatch):
 @pytest.mark.parametrize("bound", [0.5, 1e6])
 def test_the_gradient_is_clipped_to_the_norm_asked_for(bound):
     """AdamW's first update hides a constant factor; its running mean, a tenth of the gradient, shows it."""
-    weights = MasterWeights(small_model(torch.float32))
+    weights = Optimizer(small_model(torch.float32))
     for parameter in weights.masters:
         parameter.grad = torch.ones_like(parameter)
     norm = weights.step(lr=1e-3, max_grad_norm=bound)
@@ -326,7 +328,7 @@ def test_the_gradient_is_clipped_to_the_norm_asked_for(bound):
 def test_a_step_without_a_gradient_leaves_the_weights_and_forgets_it():
     """No weight decay: it would shrink a model that earns nothing. Nor does a gradient outlive its step."""
     model = small_model(torch.float32)
-    weights, before = MasterWeights(model), [p.clone() for p in model.parameters()]
+    weights, before = Optimizer(model), [p.clone() for p in model.parameters()]
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     weights.step(lr=0.1, max_grad_norm=1.0)
@@ -337,7 +339,7 @@ def test_a_step_without_a_gradient_leaves_the_weights_and_forgets_it():
 def test_gradients_of_micro_batches_are_added_up_in_float32():
     """1 + 2⁻⁹ + 2⁻⁹ is 1 in bfloat16, and what a backward pass left behind must not be counted with the next one's."""
     model = small_model(torch.bfloat16)
-    weights = MasterWeights(model)
+    weights = Optimizer(model)
     for part in (1.0, 2**-9, 2**-9):
         for parameter in model.parameters():
             assert parameter.grad is None
@@ -390,7 +392,7 @@ def test_the_warm_up_s_rate_rises_for_a_twentieth_and_falls_to_nothing(loop, mon
     """Of 40 steps two rise; a rate that stayed at its peak would leave a noisy model to start from."""
     taken, run = [], loop(warmup_epochs=40, warmup_batch=2, warmup_lr=0.4)
     run.train = run.train[:2]
-    monkeypatch.setattr(MasterWeights, "step", lambda self, lr, max_grad_norm: taken.append(lr) or 1.0)
+    monkeypatch.setattr(Optimizer, "step", lambda self, lr, max_grad_norm: taken.append(lr) or 1.0)
     train.warm_up(run)
     assert taken == pytest.approx([0.2] + [0.4 * (1 - step / 40) for step in range(1, 40)])
 
@@ -398,7 +400,7 @@ def test_the_warm_up_s_rate_rises_for_a_twentieth_and_falls_to_nothing(loop, mon
 def test_the_order_of_the_problems_follows_the_seed():
     """Runs of several seeds should differ in it as well."""
     problems = list(range(10))
-    assert train.draw(problems, 10, 1, seed=0) != train.draw(problems, 10, 1, seed=1)
+    assert train.draw_problems(problems, 10, 1, seed=0) != train.draw_problems(problems, 10, 1, seed=1)
 
 
 def test_figures_of_a_batch_by_hand():
@@ -407,18 +409,16 @@ def test_figures_of_a_batch_by_hand():
     mask = torch.arange(3) < lengths[:, None]
     rollout = Rollout([[1]] * 6, torch.zeros(6, 3), mask, torch.zeros(6, 3), torch.arange(6) != 3)
     rewards = torch.tensor([[1.0, 0.0, 0.5], [1.0, 1.0, 1.0]])
-    log_rho = torch.tensor([0.0, 0.0, 0.0, 0.5, 0.5, 0.5])[:, None] * mask
-    entropy = torch.where(mask, 2.0, 100.0)
-    figures = train.describe(rollout, rewards, group_advantages(rewards, "mean"), log_rho, entropy, seconds=2.0)
+    figures = train.describe(rollout, rewards, group_advantages(rewards, "mean"), seconds=2.0)
     by_hand = {"reward": 0.75, "silent_groups": 0.5, "cut_off": 1 / 6, "mean_length": 2, "tokens": 12}
-    by_hand |= {"tokens_per_second": 6, "entropy": 2, "k1": -0.25, "max_abs_log_ratio": 0.5}
+    by_hand |= {"tokens_per_second": 6}
     assert {name: figures[name] for name in by_hand} == pytest.approx(by_hand)
 
 
 def test_a_line_holds_the_seconds_since_the_last_one_and_null_for_what_is_not_finite(tmp_path, monkeypatch):
     """A phase entered twice counts twice, once; NaN is no JSON, and readers of the file would stop at it."""
     clock = iter([0.0, 1.0, 10.0, 12.0, 20.0, 24.0])
-    monkeypatch.setattr(train.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(log_module.time, "perf_counter", lambda: next(clock))
     log = train.Log(tmp_path)
     for visits in (2, 1):
         for _ in range(visits):
@@ -444,34 +444,49 @@ def test_tokens_per_second_are_those_of_sampling_and_both_kinds_of_samples_are_k
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_waits_for_the_end_of_a_step(loop, number):
+def test_a_signal_waits_for_the_end_of_a_step(loop, paid, number):
     """Weights that moved and a step that was not counted are no state to go on from; the key is heard right after."""
-    run = loop()
+    run = loop(lr=0.1)
     run.model.bfloat16()
-    run.weights, handler = MasterWeights(run.model), signal.getsignal(signal.SIGINT)
-    for parameter in run.model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    run.weights.collect_gradients()
-    before, step = [p.clone() for p in run.model.parameters()], run.weights.adamw.step
-    run.weights.adamw.step = lambda: (step(), signal.raise_signal(number))
+    run.optimizer, handler = Optimizer(run.model), signal.getsignal(signal.SIGINT)
+    before, step = [p.clone() for p in run.model.parameters()], run.optimizer.adamw.step
+    run.optimizer.adamw.step = lambda: (step(), signal.raise_signal(number))
     with pytest.raises(KeyboardInterrupt), train.terminable():
-        train.take_step(run, 1, {"lr": 0.1, "stepped": True, "acceptance": 1.0}, [])
+        train.reinforce(run)
     assert all((p != b).any() for p, b in zip(run.model.parameters(), before, strict=True))
-    pairs = zip(run.model.parameters(), run.weights.masters, strict=True)
+    pairs = zip(run.model.parameters(), run.optimizer.masters, strict=True)
     assert all(torch.equal(p, m.bfloat16()) and m.grad is None for p, m in pairs)
-    assert run.step == 1 and run.intact and run.figures["grad_norm"] > 0
+    assert run.step == 1 and run.optimizer.whole and run.figures["grad_norm"] > 0
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_a_backward_pass_drops_the_step_that_was_begun(loop, paid, monkeypatch, number):
+    """Nothing has changed yet: who presses Ctrl-C waits for a micro-batch, not for a step."""
+    run, passes = loop(micro_batch_tokens=1), []
+    before, collect = [p.clone() for p in run.model.parameters()], run.optimizer.collect_gradients
+
+    def collect_gradients():
+        collect()
+        passes.append(1)
+        signal.raise_signal(number)
+
+    run.optimizer.collect_gradients = collect_gradients
+    with pytest.raises(KeyboardInterrupt), train.terminable():
+        train.reinforce(run)
+    assert len(passes) == 1 and run.step == 0 and run.optimizer.whole
+    assert all(torch.equal(p, b) for p, b in zip(run.model.parameters(), before, strict=True))
 
 
 def test_a_checkpoint_replaces_the_last_one_whole_even_under_ctrl_c(loop, monkeypatch):
     """The newest weights with their tokenizer, or the old folder; never a half-written one."""
     run = loop()
-    train.save(run)
+    run.save()
     run.model.lm_head.weight.data += 1
     run.step = 1
     monkeypatch.setattr(run.tokenizer, "save", lambda folder: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
-        train.save(run)
+        run.save()
     saved = Decoder.from_pretrained(run.log.folder / "checkpoint")
     assert torch.equal(saved.lm_head.weight, run.model.lm_head.weight)
     assert not (run.log.folder / "checkpoint.partial").exists()
@@ -498,7 +513,7 @@ def test_defaults_that_depend_on_the_model_are_decided_and_written_down():
     )
     assert embedded.lr == svamp.lr >= 10 * other.lr and svamp.warmup_lr > other.warmup_lr
     assert (embedded.warmup_epochs, other.warmup_epochs) == (0, 0) and svamp.warmup_epochs > 0
-    assert Settings(model=str(train.EMBEDDED)).decided().lr == embedded.lr, "named by its folder it is the same model"
+    assert Settings(model=str(data.EMBEDDED)).decided().lr == embedded.lr, "named by its folder it is the same model"
     given = Settings(lr=0.0, warmup_lr=0.5, warmup_epochs=0, bypass="mean", dataset="svamp")
     assert given.decided() == given, "what the user says stands, 0 as well"
 
@@ -629,14 +644,14 @@ def test_numbers_that_are_not_finite_stop_the_run_and_keep_the_last_good_checkpo
     run, easy_reward, monkeypatch, capsys, save_every
 ):
     """One line, exit status 1; what is written is what was last evaluated, not the weights that came to NaN."""
-    original = MasterWeights.step
+    original = Optimizer.step
 
     def step(self, *arguments):
         norm = original(self, *arguments)
         self.masters[-1].data.fill_(math.nan)
         return norm
 
-    monkeypatch.setattr(MasterWeights, "step", step)
+    monkeypatch.setattr(Optimizer, "step", step)
     status, out = run("--save-every", save_every)
     assert status == 1
     assert all(p.isfinite().all() for p in Decoder.from_pretrained(out / "checkpoint").parameters())
@@ -666,13 +681,13 @@ def test_ratios_that_are_not_finite_stop_the_run(run, easy_reward, monkeypatch, 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_before_the_step(run, easy_reward, monkeypatch, capsys, checkpoint):
     """Clipping would divide by it and spread it over all weights."""
-    original = MasterWeights.collect_gradients
+    original = Optimizer.collect_gradients
 
     def collect_gradients(self):
         original(self)
         self.masters[3].grad[0] = math.inf
 
-    monkeypatch.setattr(MasterWeights, "collect_gradients", collect_gradients)
+    monkeypatch.setattr(Optimizer, "collect_gradients", collect_gradients)
     status, out = run()
     assert status == 1 and "error: the gradient's norm is inf" in capsys.readouterr().err
     trained, initial = Decoder.from_pretrained(out / "checkpoint"), Decoder.from_pretrained(checkpoint)
@@ -705,9 +720,9 @@ def test_a_vocabulary_larger_than_the_tokenizer_s_is_sampled_whole(run, checkpoi
     whole vocabulary."""
     model = Decoder.from_pretrained(checkpoint)
     config = json.loads((checkpoint / "config.json").read_text())
-    padded = Decoder(type(model.config).from_dict(config | {"vocab_size": 2 * model.config.vocab_size}))
+    padded = Decoder(parse_config(config | {"vocab_size": 2 * model.config.vocab_size}))
     padded.save_pretrained(tmp_path / "padded")
-    train.Tokenizer(checkpoint).save(tmp_path / "padded")
+    Tokenizer(checkpoint).save(tmp_path / "padded")
     status, out = run("--model", str(tmp_path / "padded"), "--skip-ratio", "0")
     assert status == 0
     row = metrics(out)[1]
@@ -719,7 +734,7 @@ def test_a_model_that_is_not_finite_from_the_start_leaves_no_checkpoint(run, che
     model = Decoder.from_pretrained(checkpoint)
     model.model.layers[2].mlp.up_proj.weight.data[0, 0] = math.nan
     model.save_pretrained(tmp_path / "broken")
-    train.Tokenizer(checkpoint).save(tmp_path / "broken")
+    Tokenizer(checkpoint).save(tmp_path / "broken")
     status, out = run("--model", str(tmp_path / "broken"))
     assert status == 1 and not (out / "checkpoint").exists()
     assert "logits are not finite" in capsys.readouterr().err
@@ -824,23 +839,22 @@ def measuring(loop):
 def test_nested_models_are_measured_on_the_model_s_own_completions_of_train_prompts(measuring, monkeypatch):
     """By hand: the bypass of prompts and completions, and with it the acceptance with each layer skipped. The one is
     fitted on the last of them, the other is of the first."""
-    monkeypatch.setattr(train, "PROBE", 4)
-    monkeypatch.setattr(train, "FIT", 6)
-    calls, run = spy(monkeypatch, train, "generate"), measuring()
+    monkeypatch.setattr(nested, "PROBE", 4)
+    monkeypatch.setattr(nested, "FIT", 6)
+    calls, run = spy(monkeypatch, nested, "generate"), measuring()
     train.measure_nested(run)
     [call] = calls
     known = [run.tokenizer.encode_prompt(problem.question) for problem in run.train]
     assert sorted(call["prompts"]) == sorted(known) and call["skip"] is None and call["max_new_tokens"] == 6
     rollout = generate(**call)
     sequences = [p + row[m].tolist() for p, row, m in zip(call["prompts"], rollout.tokens, rollout.mask, strict=True)]
-    bypass = run.model.fit_bypass(*train.pack(sequences[4:], "cpu"), rank=8)
+    bypass = nested.fit_bypass(run.model, *pack(sequences[4:], "cpu"), rank=8)
     torch.testing.assert_close(vars(run.model.bypass), vars(bypass))
     for layer, alone in enumerate(run.measured.alone):
         kept = []
         for prompt, whole in zip(call["prompts"][:4], sequences[:4], strict=True):
-            of = {"logits_for": torch.arange(len(whole))[None] >= len(prompt) - 1}
             p, q = (
-                run.model(torch.tensor([whole]), skip=skip, **of)[:-1].softmax(-1)
+                run.model(torch.tensor([whole]), skip=skip)[0, len(prompt) - 1 : -1].softmax(-1)
                 for skip in (None, tuple(i == layer for i in range(4)))
             )
             kept += torch.minimum(p, q).sum(-1).tolist()
@@ -868,9 +882,9 @@ def test_a_layer_dropout_brings_the_nested_models_closer(loop):
         assert max(len(row["skipped_layers"] or []) for row in rows) == 4 * dropout
         completions = [run.tokenizer.encode_completion(problem.rationale) for problem in run.train]
         prompts = [run.tokenizer.encode_prompt(problem.question) for problem in run.train]
-        batch = run.model, prompts, *train.pack(completions, "cpu")
-        full, nested = (train.completion_hidden(*batch, skip) for skip in (None, (False, True, True, False)))
-        accepted[dropout] = train.divergence(full, nested, run.model.lm_head.weight)[1].item()
+        batch = run.model, prompts, *pack(completions, "cpu")
+        full, other = (train.completion_hidden(*batch, skip) for skip in (None, (False, True, True, False)))
+        accepted[dropout] = nested.divergence(full, other, run.model.lm_head.weight)[1].item()
     assert accepted[0.5] > accepted[0.0] + 0.1, accepted
 
 
@@ -883,7 +897,7 @@ def test_the_gradient_of_a_layer_dropout_is_the_supervised_one_and_the_nested_mo
         run.measured = Measured([0.9] * 4, [1, 2, 0, 3], [0.9] * 4)
         skip = run.mask(2, step=1)
         model = copy.deepcopy(run.model)
-        run.weights.step = lambda *_: gradients.append([p.grad for p in run.weights.masters]) or 0.0  # noqa: B023
+        run.optimizer.step = lambda *_: gradients.append([p.grad for p in run.optimizer.masters]) or 0.0  # noqa: B023
         train.warm_up(run)
         assert metrics(run.log.folder)[0]["skipped_layers"] == [layer for layer in range(4) if skip[layer]]
     loss, tokens = 0.0, sum(len(problem.rationale) + 1 for problem in run.train)
@@ -911,7 +925,7 @@ def test_what_was_measured_is_kept_beside_the_checkpoint_and_used_for_its_weight
     checkpoint, tmp_path, monkeypatch, capsys
 ):
     """The second run of a model does not measure again; another bypass, another data set or other weights do."""
-    folder, calls = Path(shutil.copytree(checkpoint, tmp_path / "model")), spy(monkeypatch, train, "measure")
+    folder, calls = Path(shutil.copytree(checkpoint, tmp_path / "model")), spy(monkeypatch, nested, "order_layers")
     shutil.rmtree(folder / "nested", ignore_errors=True)
     assert trained(folder, tmp_path / "one") == trained(folder, tmp_path / "two") == 0 and len(calls) == 1
     one, two = capsys.readouterr().out.split("accepted without it")[1:]
@@ -951,9 +965,11 @@ def test_a_broken_measurement_beside_a_model_is_made_again(checkpoint, tmp_path)
 def test_an_automatic_ratio_begins_where_the_measurement_says_and_follows_the_acceptance(measuring, monkeypatch):
     """The number of layers of a batch is the watch's; where all is accepted it grows to all that may be skipped."""
     run = measuring(steps=12, skip_ratio="auto", min_acceptance=0.6)
-    monkeypatch.setattr(train, "measure", lambda *_: Measured([0.9, 0.9, 0.9, 0.2], [1, 0, 2, 3], [0.9, 0.7, 0.5, 0.1]))
-    original = train.describe
-    monkeypatch.setattr(train, "describe", lambda *given: original(*given) | {"acceptance": 0.95})
+    monkeypatch.setattr(
+        nested, "order_layers", lambda *_: Measured([0.9, 0.9, 0.9, 0.2], [1, 0, 2, 3], [0.9, 0.7, 0.5, 0.1])
+    )
+    original = train.diagnostics
+    monkeypatch.setattr(train, "diagnostics", lambda *given: original(*given) | {"acceptance": 0.95})
     train.reinforce(run)
     skipped = [len(row["skipped_layers"]) for row in metrics(run.log.folder)]
     assert skipped == [2] * 4 + [3] * 8
@@ -962,16 +978,16 @@ def test_an_automatic_ratio_begins_where_the_measurement_says_and_follows_the_ac
 def test_a_fallen_acceptance_has_the_nested_models_measured_again(measuring, monkeypatch):
     """The vectors and the set are of a model that has been; and the watch begins anew, so that it happens once."""
     calls, run = spy(monkeypatch, train, "measure_nested"), measuring(steps=14, skip_ratio=0.5)
-    accepted, original = iter([0.9] * 5 + [0.6] * 9), train.describe
-    monkeypatch.setattr(train, "describe", lambda *given: original(*given) | {"acceptance": next(accepted)})
+    accepted, original = iter([0.9] * 5 + [0.6] * 9), train.diagnostics
+    monkeypatch.setattr(train, "diagnostics", lambda *given: original(*given) | {"acceptance": next(accepted)})
     train.reinforce(run)
     assert len(calls) == 2
 
 
 def test_rollouts_too_far_off_to_learn_from_are_said_once(loop, monkeypatch):
     """Else a run of hours shows a reward of nothing, and no reason."""
-    original = train.describe
-    monkeypatch.setattr(train, "describe", lambda *given: original(*given) | {"acceptance": 0.3})
+    original = train.diagnostics
+    monkeypatch.setattr(train, "diagnostics", lambda *given: original(*given) | {"acceptance": 0.3})
     with pytest.warns(UserWarning, match="accept 30% of what is sampled without 1 layers") as warned:
         train.reinforce(loop(steps=8))
     assert len(warned) == 1

@@ -1,6 +1,6 @@
 """The embedded model: a small Llama that has seen arith's problems for a while and solves about half of them.
 
-    python -m data.tiny --out FOLDER        # twenty minutes on two cores; without --out: data/tiny
+    python -m docs.tiny --out FOLDER        # twenty minutes on two cores; without --out: data/tiny
 
 Tokenizer and model are trained from scratch on problems of arith's train split; its test split and its held-out
 wordings are never seen. Half of the completions are the rationale, half the answer alone, and training stops early. So
@@ -23,14 +23,15 @@ import torch
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
+import data
 from data import arith
-from data.prompts import ASK, Tokenizer
 from evaluate import accuracy, evaluate
 from losses import normaliser, supervised_loss
 from model import Config, Decoder
 from reward import extract_answer
 from rollout import completion_logprobs, pack
 from skip import sample_mask, valid_layers
+from support.tokenizer import ASK, Tokenizer
 
 END = "<|end|>"
 # It always answers in arith's form and need not be asked for it: the question alone halves the prompt.
@@ -130,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(""), help="folder (default: data/tiny)")
+    parser.add_argument("--out", type=Path, default=data.EMBEDDED, help="folder (default: data/tiny)")
     parser.add_argument("--steps", type=int, default=1900, help="batches of 64 problems (default: 1900)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, problems and dropped layers (default: 0)")
     a = parser.parse_args(arguments)

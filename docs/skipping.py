@@ -1,10 +1,10 @@
 """Which nested models are worth sampling from: acceptance, accuracy and speed of every way to choose and fill the gaps.
 
-    python -m docs.nested --model M --dropout D --dataset svamp --data-dir DATA --out FOLDER    # half an hour
+    python -m docs.skipping --model M --dropout D --dataset svamp --data-dir DATA --out FOLDER    # half an hour
 
 M is a checkpoint after a warm-up, D one after the same warm-up with --layer-dropout. At skip ratios 0.1, 0.2 and 0.3,
 ten masks, each on a tenth of the test split, so that a mean over masks is one over all its problems. A line a row goes
-to FOLDER/nested.jsonl:
+to FOLDER/skipping.jsonl:
 
     acceptance   mean of min(1, ρ) over the tokens of the nested model's own completions, as train.py reports it
     accuracy     mean reward of those completions
@@ -35,7 +35,7 @@ def prepared(folder: str, bypass: str, a: argparse.Namespace) -> train.Run:
     """A run of train.py on that checkpoint with its nested models measured, none of it trained."""
     given = {"model": folder, "dataset": a.dataset, "data_dir": a.data_dir, "bypass": bypass, "dtype": a.dtype}
     run = train.set_up(given | {"out": str(Path(a.out) / f"{Path(folder).parent.name}-{bypass}")})
-    train.prepare_nested(run)  # reads what is beside the checkpoint, if that was measured before
+    train.measure_if_due(run)  # reads what is beside the checkpoint, if that was measured before
     return run
 
 
@@ -88,7 +88,7 @@ def main() -> int:
 
     def write(**row) -> None:
         print(row, flush=True)
-        with (Path(a.out) / "nested.jsonl").open("a", encoding="utf-8") as file:
+        with (Path(a.out) / "skipping.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     for name in a.ways or ways:
@@ -106,9 +106,9 @@ def main() -> int:
                 each = [f[key] for f in figures]
                 row |= {key: statistics.mean(each), f"{key}_min": min(each)}
             write(**row, speed=speed(run, prompts, skips[:3]))
-    rows = [json.loads(line) for line in (Path(a.out) / "nested.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in (Path(a.out) / "skipping.jsonl").read_text(encoding="utf-8").splitlines()]
     print(table(rows))
-    draw(rows, Path(a.out) / "nested.svg")
+    draw(rows, Path(a.out) / "skipping.svg")
     return 0
 
 
@@ -127,7 +127,7 @@ def draw(rows: list[dict], path: Path) -> None:
     """Acceptance and accuracy against the skip ratio, mean and least of the masks."""
     import matplotlib.pyplot as plt
 
-    plt.rcParams["svg.hashsalt"] = "nested"  # the same figure is the same file
+    plt.rcParams["svg.hashsalt"] = "skipping"  # the same figure is the same file
     figure, axes = plt.subplots(1, 2, figsize=(11, 4))
     for axis, key in zip(axes, ("acceptance", "accuracy"), strict=True):
         for way in dict.fromkeys(r["way"] for r in rows if r["ratio"]):

@@ -10,8 +10,8 @@ import pytest
 import tokenizers
 from tokenizers.processors import TemplateProcessing
 
-from data import tiny
-from data.prompts import ASK, Tokenizer
+from docs import tiny
+from support.tokenizer import ASK, Tokenizer
 
 QUESTION = "Tom has 12 apples and eats 5. How many are left?"
 CHATML = (

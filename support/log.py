@@ -1,0 +1,127 @@
+"""What a run says: metrics.jsonl, samples.jsonl, a line a step on the terminal; and what a command says that fails.
+
+METRICS lists the keys of a line of metrics.jsonl; docs/method.md says what each is.
+"""
+
+import json
+import math
+import os
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+ACCURACIES = tuple(f"{split}_accuracy{mode}" for split in ("test", "wordings") for mode in ("", "_sampled"))
+# The keys of a line of metrics.jsonl; null where a figure is not defined.
+METRICS = (
+    *("phase", "step", "reward", "loss", "grad_norm", "lr", "stepped"),
+    *(key for accuracy in ACCURACIES for key in (accuracy, f"{accuracy}_se")),
+    *("skipped_layers", "acceptance", "k1", "k3", "ratio_min", "ratio_max", "max_abs_log_ratio", "ess", "entropy"),
+    *("silent_groups", "cut_off", "mean_length", "tokens", "tokens_per_second"),
+    *("full_reward", "full_mean_length", "full_tokens_per_second"),
+    *("seconds_sample", "seconds_score", "seconds_update", "seconds_evaluate"),
+)
+
+
+class Log:
+    """What a run leaves behind: metrics.jsonl, samples.jsonl, a line a step on the terminal; each phase's time."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.phase_now = ""  # for what is said when memory runs out
+        self.saved = "none"  # the checkpoint, for the last line
+        self.seconds = {}
+        self.samples = []  # of the step that is not yet written
+        self.sizes = {"samples.jsonl": 0, "metrics.jsonl": 0}  # bytes, as of the last whole step
+
+    @contextmanager
+    def phase(self, name: str):
+        self.phase_now, start = name, time.perf_counter()
+        yield
+        self.phase_now = ""
+        self.seconds[f"seconds_{name}"] = self.seconds.get(f"seconds_{name}", 0.0) + time.perf_counter() - start
+
+    def write(self, line: str, **figures) -> None:
+        figures |= self.seconds
+        unknown = figures.keys() - set(METRICS)
+        assert not unknown, f"not among METRICS: {unknown}"
+        row = {key: figures.get(key) for key in METRICS}
+        row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        for name, rows in (("samples.jsonl", self.samples), ("metrics.jsonl", [row])):
+            with (self.folder / name).open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(each, ensure_ascii=False) + "\n" for each in rows)
+        self.sizes = {name: (self.folder / name).stat().st_size for name in self.sizes}
+        self.seconds, self.samples = {}, []
+        tqdm.write(line)
+
+    def rewind(self, sizes: dict[str, int]) -> None:
+        """Cuts off what was written after a checkpoint. ValueError where a file is shorter than it was then."""
+        for name, size in sizes.items():
+            path = self.folder / name
+            path.touch()
+            if path.stat().st_size < size:
+                raise ValueError(f"{path}: shorter than when the checkpoint was written, lines were taken out")
+        for name, size in sizes.items():
+            os.truncate(self.folder / name, size)
+        self.sizes = sizes
+
+
+def examples(step: int, mode: str, records: list[list[dict]]) -> list[dict]:
+    """The first sample of up to four problems, to see what the model does."""
+    return [{"step": step, "mode": mode, **samples[0]} for samples in records[:4]]
+
+
+def readable(phase: str, step: int, steps: int, f: dict, seconds: float | None) -> str:
+    """A step's figures as the line for the terminal."""
+    if phase == "warmup":
+        nested = (
+            f"  acceptance {f['acceptance']:.3f} without {len(f['skipped_layers'])} layers" if "acceptance" in f else ""
+        )
+        return f"warm-up {step}/{steps}  loss {f['loss']:.3f}{nested}  {seconds:.1f} s"
+    parts = [f"step {step}/{steps}"]
+    if step:
+        update = f"loss {f['loss']:+.4f}" if f["stepped"] else "no group has a signal: no step"
+        parts.append(
+            f"reward {f['reward']:.3f}  {update}  silent groups {f['silent_groups']:.0%}  "
+            f"acceptance {f['acceptance']:.3f}  ess {f['ess']:.3f}  length {f['mean_length']:.0f}  "
+            f"cut off {f['cut_off']:.0%}  {f['tokens_per_second']:.0f} tokens/s"
+        )
+    if "test_accuracy" in f:
+        parts.append(readable_accuracy(f))
+    return "  ".join(parts)
+
+
+def readable_accuracy(f: dict) -> str:
+    sampled = "test_accuracy_sampled"
+    return f"test: sampled {f[sampled]:.1%} ± {f[sampled + '_se']:.1%}, greedy {f['test_accuracy']:.1%}"
+
+
+def read(folder: str | Path) -> list[dict]:
+    """The reinforced steps of a run, step 0 first: that is the evaluation before them.
+
+    Raises FileNotFoundError where no run is, ValueError where its metrics are broken or hold no such step.
+    """
+    path = Path(os.path.expanduser(folder)) / "metrics.jsonl"
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [row for row in rows if row["phase"] == "reinforce"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not the metrics of a run ({error!r})") from None
+    if not rows:
+        raise ValueError(f"{path}: no reinforced step yet")
+    return rows
+
+
+def complain(error: Exception) -> int:
+    """One line on what went wrong, and the exit status: 2 for what the user gave, 1 for what the machine lacks."""
+    print(f"error: {error}", file=sys.stderr)
+    theirs = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError)
+    return 2 if isinstance(error, theirs) else 1
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether that is what an error means: each allocator has words of its own."""
+    signs = ("out of memory", "t allocate memory", "alloc_failed")
+    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in signs)

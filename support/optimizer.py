@@ -1,0 +1,100 @@
+"""The weights as AdamW needs them, in float32, and as a CPU multiplies with them fastest, in oneDNN's layout."""
+
+import math
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from model import Decoder
+
+
+class Optimizer:
+    """AdamW on float32 weights; the model's own, of whatever dtype, are rounded from them after each step.
+
+    In bfloat16 an update of 1e-6 would round to nothing (8 bits of mantissa); here it adds up until it shows. Gradients
+    of micro-batches are added up in float32 as well. A float32 model is its own master, without a copy.
+    """
+
+    def __init__(self, model: Decoder):
+        self.names, self.working = zip(*model.named_parameters(), strict=True)
+        copies = self.working[0].dtype != torch.float32
+        self.masters = [p.detach().float() for p in self.working] if copies else list(self.working)
+        self.adamw = torch.optim.AdamW(self.masters, weight_decay=0.0)
+        self.whole = True  # False while a step is taken: half of one is no state to save
+
+    def collect_gradients(self) -> None:
+        """To be called after each backward pass."""
+        for master, working in zip(self.masters, self.working, strict=True):
+            if master is not working and working.grad is not None:
+                gradient = working.grad.float()
+                master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+                working.grad = None
+
+    def step(self, lr: float, max_grad_norm: float) -> float:
+        """Clips, steps, forgets the gradient; returns its norm before clipping. FloatingPointError if not finite."""
+        norm = torch.nn.utils.clip_grad_norm_(self.masters, max_grad_norm or math.inf).item()
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"the gradient's norm is {norm}")
+        self.whole = False
+        for group in self.adamw.param_groups:
+            group["lr"] = lr
+        with torch.no_grad():
+            self.adamw.step()
+            self.adamw.zero_grad()
+            for master, working in zip(self.masters, self.working, strict=True):
+                if master is not working:
+                    working.copy_(master)
+        self.whole = True
+        return norm
+
+    def finite(self) -> bool:
+        return all(master.isfinite().all() for master in self.masters)
+
+    def state(self) -> dict[str, Tensor]:
+        """What the model's own weights do not say: AdamW's moments and steps, and the masters where they are copies."""
+        tensors = {}
+        for name, master, working in zip(self.names, self.masters, self.working, strict=True):
+            tensors |= {f"{key}.{name}": value for key, value in self.adamw.state[master].items()}
+            if master is not working:
+                tensors[f"master.{name}"] = master
+        return tensors
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Takes over the `state()` of another one. KeyError or RuntimeError where it is of another model."""
+        moments = {}
+        for i, (name, master, working) in enumerate(zip(self.names, self.masters, self.working, strict=True)):
+            if master is not working:
+                master.copy_(tensors[f"master.{name}"])
+            if f"step.{name}" in tensors:  # none before the first step
+                moments[i] = {key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+        self.adamw.load_state_dict({"state": moments, "param_groups": self.adamw.state_dict()["param_groups"]})
+
+
+@contextmanager
+def packed(model: Decoder, rows: int):
+    """Within it, products with the model's matrices take them in oneDNN's own layout, for about `rows` rows at a time.
+
+    For bfloat16 on a CPU, where each product would else bring its matrix into that layout again; elsewhere it does
+    nothing. The same numbers, without a gradient; the weights must not change meanwhile, and are held twice.
+    """
+    apt = model.dtype == torch.bfloat16 and model.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)] if apt else []
+
+    def product(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, matrix, bias, "none", [], "")
+
+    for linear in linears:
+        matrix = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), rows)
+        linear.forward = partial(product, matrix=matrix, bias=linear.bias)
+    # Compiled blocks stand aside: the compiler does not know that layout, and gains less than it does.
+    blocks = [vars(block) for block in model.model.layers] if apt else []
+    wrapped = [{name: block.pop(name) for name in ("before", "after") if name in block} for block in blocks]
+    try:
+        yield
+    finally:
+        for block, parts in zip(blocks, wrapped, strict=True):
+            block.update(parts)
+        for linear in linears:
+            del linear.forward  # the class's own is back
