@@ -73,10 +73,7 @@ class Bench:
         self.flags = flags
         self.folder = flags.model or data.EMBEDDED
         self.model, self.tokenizer = load_model(self.folder, flags.dtype, flags.device)
-        if flags.compile:
-            self.model.compile_blocks()
-        if flags.gradient_checkpointing:
-            self.model.checkpoint_blocks()
+        self.model.gradient_checkpointing = flags.gradient_checkpointing
         problems = data.load(flags.dataset, "test", flags.data_dir)
         self.prompts = [self.tokenizer.encode_prompt(problem.question) for problem in problems]
         self.lengths = defaultdict(list)  # of the completions, by case
@@ -162,7 +159,7 @@ class Bench:
         """One rollout of 64 rows of fixed length, function by function."""
         spent = defaultdict(float)
         places = {
-            "prefill": (rollout_module, "read_prompts"),
+            "prefill": (rollout_module, "prefill"),
             "layers": (model_module.Block, "forward"),
             "attention (of the layers)": (model_module, "attend"),
             "sampling": (rollout_module, "sample"),
@@ -305,7 +302,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--shapes", default="8x8", help="prompts × samples, such as 8x8,1x1 (default: 8x8)")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="(default: 128)")
     parser.add_argument("--micro-batch-tokens", type=int, default=2048, help="of a backward pass (default: 2048)")
-    parser.add_argument("--compile", action="store_true", help="torch.compile, block by block")
     parser.add_argument("--gradient-checkpointing", action="store_true", help="less memory for a slower update")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="(default: float32)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the best there is)")

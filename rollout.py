@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model import Decoder, KVCache
+from model import Decoder, KVCache, PromptCache
 from support.optimizer import packed
 
 BLOCK = 256  # tokens of the vocabulary that sampling sums up first
@@ -76,7 +76,7 @@ def generate(
     rollout = empty_rollout(model, prompts, n_samples, T)
 
     with packed(model, N):
-        x, cache = read_prompts(model, prompts, max_new_tokens, skip)  # (P, C)
+        x, cache = prefill(model, prompts, max_new_tokens, skip)
         logits = model.lm_head(x)  # (P, V)
         if not logits.isfinite().all():
             raise FloatingPointError("the model's logits are not finite")
@@ -145,11 +145,13 @@ def completion_hidden(model: Decoder, prompts: list[list[int]], tokens: Tensor, 
     of_prompt = torch.tensor(numbers, device=tokens.device)  # (n,)
     tokens, width = tokens.where(mask, 0), int(mask.any(dim=0).sum())
 
-    x, cache = read_prompts(model, different, None, skip)  # what follows is the first token
+    prompt_tokens, padding = pad_left(different, tokens.device)
+    cache = PromptCache(model, skip, padding)
+    x = model.hidden(prompt_tokens, cache, skip)[:, -1]  # (P, C): what follows is the first token
     x = x[of_prompt][:, None]  # (n, 1, C)
     if width > 1:
-        cache.copy_rows(of_prompt)
-        x = torch.cat((x, model.hidden(tokens[:, : width - 1], cache, skip)), dim=1)  # (n, width, C)
+        rest = model.hidden(tokens[:, : width - 1], cache.followed_by(of_prompt), skip)
+        x = torch.cat((x, rest), dim=1)  # (n, width, C)
     return x[mask[:, :width]]
 
 
@@ -272,16 +274,20 @@ def empty_rollout(model: Decoder, prompts: list[list[int]], n_samples: int, max_
     )
 
 
-def read_prompts(model: Decoder, prompts: list[list[int]], max_new_tokens: int | None, skip) -> tuple[Tensor, KVCache]:
-    """P prompts, padded on the left -> the hidden state from which the next token is predicted (P, C), and a cache
-    with room for max_new_tokens; None: a cache for one more pass, through which gradients flow."""
-    device = model.device
-    longest = max(map(len, prompts))
-    padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
-    tokens = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
-    room = None if max_new_tokens is None else longest + max_new_tokens - 1
-    cache = KVCache(model, len(prompts), room, skip, padding if padding.any() else None)
+def prefill(model: Decoder, prompts: list[list[int]], max_new_tokens: int, skip) -> tuple[Tensor, KVCache]:
+    """P prompts -> the states (P, C) that their first tokens are predicted from, and a cache with room for the rest."""
+    tokens, padding = pad_left(prompts, model.device)
+    cache = KVCache(model, len(prompts), tokens.shape[1] + max_new_tokens - 1, skip, padding)
     return model.hidden(tokens, cache, skip)[:, -1], cache
+
+
+def pad_left(prompts: list[list[int]], device) -> tuple[Tensor, Tensor | None]:
+    """Prompts as tokens (P, T) that end in the same column, and the number of unused ones before each, (P,), or None if
+    there are none."""
+    longest = max(map(len, prompts))
+    tokens = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
+    padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
+    return tokens, padding if padding.any() else None
 
 
 def survivors(done: Tensor) -> Tensor:

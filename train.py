@@ -421,10 +421,7 @@ def set_up(given: dict, resume: bool = False) -> Run:
             "from; expected a 'solution' in each record, or --warmup-epochs 0"
         )
     model, tokenizer = load_model(newest or s.model or data.EMBEDDED, s.dtype, s.device, s.prompt_template or None)
-    if s.compile:
-        model.compile_blocks()
-    if s.gradient_checkpointing:
-        model.checkpoint_blocks()
+    model.gradient_checkpointing = s.gradient_checkpointing
     n_layers = model.config.num_hidden_layers
     valid = None if s.valid_layers == "measured" else parse_valid_layers(s.valid_layers, n_layers)  # SKIP
     for ratio in {s.skip_ratio, s.layer_dropout} - {"auto"}:  # SKIP: refuses what cannot be

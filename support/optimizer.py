@@ -88,13 +88,8 @@ def packed(model: Decoder, rows: int):
     for linear in linears:
         matrix = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), rows)
         linear.forward = partial(product, matrix=matrix, bias=linear.bias)
-    # Compiled blocks stand aside: the compiler does not know that layout, and gains less than it does.
-    blocks = [vars(block) for block in model.model.layers] if apt else []
-    wrapped = [{name: block.pop(name) for name in ("before", "after") if name in block} for block in blocks]
     try:
         yield
     finally:
-        for block, parts in zip(blocks, wrapped, strict=True):
-            block.update(parts)
         for linear in linears:
             del linear.forward  # the class's own is back

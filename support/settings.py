@@ -97,7 +97,6 @@ class Settings:
     save_every: int = option(20, "steps between checkpoints, in the warm-up too", low=1)
     keep: int = option(2, "checkpoints to keep: the last one and, beside it, older ones", low=1)
     dtype: str = option("float32", "of the forward and backward passes; AdamW is float32", ("float32", "bfloat16"))
-    compile: bool = option(False, "torch.compile, block by block: a slow first batch, then a faster update")
     gradient_checkpointing: bool = option(False, "compute in the backward pass again what else fills the memory")
     device: str = option("auto", "cpu, cuda, cuda:1 or mps; auto: the best there is")
     seed: int = option(0, "of the order of the problems, the masks and the completions", high=2**31 - 1)

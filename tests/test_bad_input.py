@@ -336,17 +336,6 @@ def test_a_failed_download_exits_with_1(complaint, monkeypatch):
     assert "http://127.0.0.1:1/SVAMP.json" in line and "--dataset arith" in line
 
 
-def test_compiling_where_nothing_compiles_is_one_line(complaint, monkeypatch):
-    """A CPU without a C++ compiler, say: known before anything is sampled."""
-
-    def broken(*_, **__):
-        raise RuntimeError("no C++ compiler\nand a long story")
-
-    monkeypatch.setattr(torch, "compile", broken)
-    line = complaint(train, "--compile")
-    assert "no C++ compiler" in line and "do without" in line
-
-
 # For real
 
 

@@ -156,13 +156,6 @@ def test_a_float64_model_computes_in_float64_throughout(chunks):
     torch.testing.assert_close(logits[0], torch.from_numpy(reference_logits(model, tokens[0].numpy())), **EXACT)
 
 
-def test_logits_for_gives_the_same_numbers_of_fewer_positions(model):
-    """The head over a large vocabulary is the costliest product; prompts and padding need not go through it."""
-    tokens = some_tokens(3, 7)
-    wanted = torch.rand(3, 7, generator=torch.Generator().manual_seed(0)) < 0.4
-    torch.testing.assert_close(model(tokens, logits_for=wanted), model(tokens)[wanted], **EXACT)
-
-
 # Skipping
 
 

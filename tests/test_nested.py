@@ -5,7 +5,7 @@ import torch
 from conftest import small_model
 
 import nested
-from model import place, rotary_tables
+from model import positions_and_bias, rotary_tables
 from nested import RIDGE, Measured, Watch, divergence, fit_bypass, order_layers
 
 L = 4  # layers of small_model
@@ -29,7 +29,10 @@ def test_the_fitted_bypass_is_the_best_of_its_rank(model, rank):
     bypass = fit_bypass(model, tokens, mask, rank)
     inputs, updates, firsts = ([[] for _ in range(L)] for _ in range(3))
     for row in rows:
-        x, (positions, bias) = model.model.embed_tokens(torch.tensor([row])), place(len(row), None, torch.empty(0))
+        x, (positions, bias) = (
+            model.model.embed_tokens(torch.tensor([row])),
+            positions_and_bias(len(row), None, torch.empty(0)),
+        )
         rotary = rotary_tables(model.config, positions, x.dtype)
         for layer, block in enumerate(model.model.layers):
             y = block(x, rotary, bias, None, layer)
