@@ -164,25 +164,19 @@ class Bench:
             "attention (of the layers)": (model_module, "attend"),
             "sampling": (rollout_module, "sample"),
             "compaction": (model_module.KVCache, "keep_rows"),
+            "forward": (Decoder, "forward"),
+            "hidden": (Decoder, "hidden"),
         }
-        starts = []  # the head by its hooks: its own forward is replaced while weights are packed
-        hooks = [self.model.lm_head.register_forward_pre_hook(lambda *_: starts.append(time.perf_counter()))]
-        hooks.append(
-            self.model.lm_head.register_forward_hook(lambda *_: add("head", time.perf_counter() - starts.pop()))
-        )
 
         def add(part: str, elapsed: float) -> None:
             spent[part] += elapsed
 
         self.sample(8, 8, "decode", ends=False)
-        spent.clear()
         with timed(places, add):
             total = seconds(lambda: self.sample(8, 8, "decode", ends=False))
-        for hook in hooks:
-            hook.remove()
+        spent["head"] = spent.pop("forward") - (spent.pop("hidden") - spent["prefill"])
         spent["all"] = total
-        parts = (*places, "head", "all")
-        rows = [{"part": part, "seconds": spent[part], "share": spent[part] / total} for part in parts]
+        rows = [{"part": part, "seconds": spent[part], "share": spent[part] / total} for part in spent]
 
         activities = [torch.profiler.ProfilerActivity.CPU]
         with torch.profiler.profile(activities=activities) as profile:

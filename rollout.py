@@ -75,27 +75,27 @@ def generate(
     eos = torch.tensor(sorted(eos_ids), device=device)
     rollout = empty_rollout(model, prompts, n_samples, T)
 
-    with packed(model, N):
-        x, cache = prefill(model, prompts, max_new_tokens, skip)
-        logits = model.lm_head(x)  # (P, V)
-        if not logits.isfinite().all():
-            raise FloatingPointError("the model's logits are not finite")
-        of_prompt = torch.arange(len(prompts), device=device).repeat_interleave(n_samples)  # (N,)
-        logits = logits[of_prompt]  # (N, V)
-        cache.copy_rows(of_prompt)
-        rows = torch.arange(N)  # which completion each row of the shrinking batch is
-        for t in range(T):
-            token, logprob = sample(logits, uniforms[rows, t], temperature)  # (n,) each
-            rollout.tokens[rows, t], rollout.logprobs[rows, t], rollout.mask[rows, t] = token, logprob, True
-            done = torch.isin(token, eos).cpu()
-            rollout.ended[rows[done]] = True
-            if done.all() or t + 1 == T:
-                break
-            if done.any():
-                kept = survivors(done)
-                cache.keep_rows(kept)
-                rows, token = rows[kept], token[kept]
-            logits = model(token[:, None], cache=cache, skip=skip)[:, 0]
+    model = packed(model, N)
+    x, cache = prefill(model, prompts, max_new_tokens, skip)
+    logits = model.lm_head(x)  # (P, V)
+    if not logits.isfinite().all():
+        raise FloatingPointError("the model's logits are not finite")
+    of_prompt = torch.arange(len(prompts), device=device).repeat_interleave(n_samples)  # (N,)
+    logits = logits[of_prompt]  # (N, V)
+    cache.copy_rows(of_prompt)
+    rows = torch.arange(N)  # which completion each row of the shrinking batch is
+    for t in range(T):
+        token, logprob = sample(logits, uniforms[rows, t], temperature)  # (n,) each
+        rollout.tokens[rows, t], rollout.logprobs[rows, t], rollout.mask[rows, t] = token, logprob, True
+        done = torch.isin(token, eos).cpu()
+        rollout.ended[rows[done]] = True
+        if done.all() or t + 1 == T:
+            break
+        if done.any():
+            kept = survivors(done)
+            cache.keep_rows(kept)
+            rows, token = rows[kept], token[kept]
+        logits = model(token[:, None], cache=cache, skip=skip)[:, 0]
     return rollout.trimmed()
 
 

@@ -1,8 +1,7 @@
 """The weights as AdamW needs them, in float32, and as a CPU multiplies with them fastest, in oneDNN's layout."""
 
+import copy
 import math
-from contextlib import contextmanager
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -72,24 +71,31 @@ class Optimizer:
         self.adamw.load_state_dict({"state": moments, "param_groups": self.adamw.state_dict()["param_groups"]})
 
 
-@contextmanager
-def packed(model: Decoder, rows: int):
-    """Within it, products with the model's matrices take them in oneDNN's own layout, for about `rows` rows at a time.
+def packed(model: Decoder, rows: int) -> Decoder:
+    """A model that samples faster, about `rows` rows at a time: the same numbers from the same weights, but each matrix
+    is held once more in oneDNN's own layout, into which every product would have to bring it again.
 
-    For bfloat16 on a CPU, where each product would else bring its matrix into that layout again; elsewhere it does
-    nothing. The same numbers, without a gradient; the weights must not change meanwhile, and are held twice.
+    For bfloat16 on a CPU; elsewhere it is the model itself. Without a gradient, and good until the weights change.
     """
-    apt = model.dtype == torch.bfloat16 and model.device.type == "cpu" and torch.backends.mkldnn.is_available()
-    linears = [module for module in model.modules() if isinstance(module, nn.Linear)] if apt else []
+    pays = model.dtype == torch.bfloat16 and model.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    return with_packed_matrices(model, rows) if pays else model
 
-    def product(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, matrix, bias, "none", [], "")
 
-    for linear in linears:
-        matrix = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), rows)
-        linear.forward = partial(product, matrix=matrix, bias=linear.bias)
-    try:
-        yield
-    finally:
-        for linear in linears:
-            del linear.forward  # the class's own is back
+def with_packed_matrices(module: nn.Module, rows: int) -> nn.Module:
+    if isinstance(module, nn.Linear):
+        return PackedLinear(module, rows)
+    twin = copy.copy(module)
+    twin._modules = {name: with_packed_matrices(child, rows) for name, child in module._modules.items()}
+    return twin
+
+
+class PackedLinear(nn.Module):
+    """A linear layer whose matrix has oneDNN's layout for `rows` rows (what inductor's freezing does as well)."""
+
+    def __init__(self, linear: nn.Linear, rows: int):
+        super().__init__()
+        self.matrix = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), rows)
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.matrix, self.bias, "none", [], "")

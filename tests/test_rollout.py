@@ -19,6 +19,7 @@ from rollout import (
     survivors,
     uniform_streams,
 )
+from support.optimizer import packed
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11], [3, 3]]
 EOS = [0, 12, 20]
@@ -301,3 +302,18 @@ def test_no_two_runs_share_a_stream(model):
     """A run's seed stands above 2³² in the prompts' seeds: there, too, seed and sample must not be mistaken."""
     uniforms = uniform_streams(model, [[1]] * 3, 4, 3, seed=[7, 7 + 2**32, 7 + 2 * 2**32])
     assert len({tuple(row) for row in uniforms.tolist()}) == 12
+
+
+def test_packed_matrices_are_the_same_numbers_and_the_model_keeps_its_own():
+    """Sampling from a model that differs from the trained one by its arithmetic would be off-policy for nothing."""
+    model, tokens = small_model(torch.bfloat16, attention_bias=True), torch.arange(24).view(8, 3)
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter) / 10)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    twin = packed(model, rows=8)
+    assert twin is not model and not any(isinstance(module, torch.nn.Linear) for module in twin.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(twin(tokens), model(tokens), atol=0.05, rtol=0.02)
+    assert twin.model.embed_tokens.weight is model.model.embed_tokens.weight
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert packed(single := small_model(torch.float32), rows=8) is single
