@@ -6,21 +6,23 @@ nested policy that sampled y:
     E1  ρ_t = π(y_t | x, y_<t) / η(y_t | x, y_<t)                             log_ratio
     E2  A_i = R_i − its group's mean, optionally scaled                       group_advantages
     E3  loss = −(1/Z) Σ_i Σ_t w_{i,t} A_i log π(y_{i,t}), w detached           policy_loss
-    E4  w_t = 1                                    on-policy                  gradient_weights
-    E5  w_t = min(Π_{s≤T} ρ_s, C)                  IS by sequence
-    E6  w_t = min(ρ_t, C)                          IS by token
-    E7  w_t = min(c̄, ρ_t) Π_{s>t} λ min(1, ρ_s)    Retrace(λ)
-    E8  w_t = λ min(1, ρ_t)                        Retrace by token
+    E4  w_t = 1                                    on-policy                  gradient_weights, by WEIGHTS
+    E5  w_t = min(Π_{s≤T} ρ_s, C)                  is-sequence
+    E6  w_t = min(ρ_t, C)                          is (by token)
+    E7  w_t = min(1, ρ_t) Π_{s>t} λ min(1, ρ_s)    retrace, Retrace(λ)
+    E8  w_t = λ min(1, ρ_t)                        retrace-token
 
 Everything is computed from log ρ in float32 or better; products are sums of logarithms, so what is bounded above stays
 finite at any length. Masks are (N, T), bool or 0/1; what stands outside never matters, were it NaN.
 
-To try a weight of your own, add a branch to `gradient_weights`: it maps log ρ and the mask to w, both (N, T).
+To try a weight of your own, add a function to WEIGHTS: it maps log ρ to log w.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -52,64 +54,68 @@ def group_advantages(rewards: Tensor, kind: str = "grpo") -> Tensor:
     raise ValueError(f"the advantage is {kind!r}; expected grpo, mean or rloo")
 
 
-def gradient_weights(
-    kind: str,
-    log_ratio: Tensor,
-    mask: Tensor,
-    level: str = "token",
-    cap: float | None = 2.0,
-    lam: float = 1.0,
-    trace: str = "product",
-    c_bar: float = 1.0,
-) -> Tensor:
+def on_policy(log_rho: Tensor, mask: Tensor, lam: float) -> Tensor:
+    return torch.zeros_like(log_rho)  # E4
+
+
+def is_sequence(log_rho: Tensor, mask: Tensor, lam: float) -> Tensor:
+    return log_rho.sum(dim=1, keepdim=True).expand_as(log_rho)  # E5
+
+
+def is_token(log_rho: Tensor, mask: Tensor, lam: float) -> Tensor:
+    return log_rho  # E6
+
+
+def retrace(log_rho: Tensor, mask: Tensor, lam: float) -> Tensor:
+    log_c = torch.where(mask, log_rho.clamp(max=0.0) + log(lam), 0.0)
+    from_t_on = log_c.flip(1).cumsum(dim=1).flip(1)  # Σ_{s≥t}, a running sum from the end
+    after_t = F.pad(from_t_on[:, 1:], (0, 1))  # Σ_{s>t}
+    return log_rho.clamp(max=0.0) + after_t  # E7
+
+
+def retrace_token(log_rho: Tensor, mask: Tensor, lam: float) -> Tensor:
+    return log_rho.clamp(max=0.0) + log(lam)  # E8
+
+
+# --gradient takes these names. Each function maps log ρ, 0 outside the mask, to log w, both (N, T); lam is λ. A kind
+# whose name begins with "is" is an importance weight: `gradient_weights` truncates it at the cap.
+WEIGHTS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "on-policy": on_policy,
+    "is": is_token,
+    "is-sequence": is_sequence,
+    "retrace": retrace,
+    "retrace-token": retrace_token,
+}
+
+
+def gradient_weights(kind: str, log_ratio: Tensor, mask: Tensor, cap: float | None = 2.0, lam: float = 1.0) -> Tensor:
     """The weight w of each token's ∇ log π, (N, T); 0 outside the mask.
 
-    kind: "on-policy" (E4); "is" by level, "sequence" (E5) or "token" (E6); "retrace" by trace, "product" (E7) or
-        "token" (E8)
-    cap: C of E5 and E6, None for no truncation
-    lam, c_bar: λ of E7 and E8, c̄ of E7
+    kind: a name of WEIGHTS.  cap: C of E5 and E6, None for no truncation.  lam: λ of E7 and E8.
     Raises ValueError for a kind or a number out of range, OverflowError for an untruncated weight beyond the dtype.
     """
+    if kind not in WEIGHTS:
+        raise ValueError(f"the gradient is {kind!r}; expected one of {', '.join(WEIGHTS)}")
+    if cap is not None and not cap > 0:
+        raise ValueError(f"the cap is {cap}; expected a positive number, or None")
+    if not 0 <= lam <= 1:
+        raise ValueError(f"λ is {lam}; expected a number from 0 to 1")
     mask = mask.bool()
-    log_ratio = log_ratio.detach().to(torch.promote_types(log_ratio.dtype, torch.float32))
-    log_ratio = torch.where(mask, log_ratio, 0.0)
-    if kind == "on-policy":
-        log_weight = torch.zeros_like(log_ratio)  # E4
-    elif kind == "is" and level in ("sequence", "token"):
-        log_weight = (
-            log_ratio if level == "token" else log_ratio.sum(dim=1, keepdim=True).expand_as(log_ratio)
-        )  # E6, E5
-        if cap is not None:
-            log_weight = log_weight.clamp(max=_log(cap, "the cap"))
-    elif kind == "retrace" and trace == "product":
-        log_trace = torch.where(mask, log_ratio.clamp(max=0.0) + _log_lambda(lam), 0.0)  # log c_s
-        from_t_on = log_trace.flip(1).cumsum(dim=1).flip(1)  # Σ_{s≥t}, a running sum from the end
-        after_t = torch.cat((from_t_on[:, 1:], torch.zeros_like(from_t_on[:, :1])), dim=1)  # Σ_{s>t}
-        log_weight = log_ratio.clamp(max=_log(c_bar, "c_bar")) + after_t  # E7
-    elif kind == "retrace" and trace == "token":
-        log_weight = log_ratio.clamp(max=0.0) + _log_lambda(lam)  # E8
-    else:
-        raise ValueError(
-            f"the gradient is {kind!r}, level {level!r}, trace {trace!r}; expected on-policy, "
-            "is (by token or sequence) or retrace (by product or token)"
-        )
+    log_rho = log_ratio.detach().to(torch.promote_types(log_ratio.dtype, torch.float32))
+    log_rho = torch.where(mask, log_rho, 0.0)
+    log_weight = WEIGHTS[kind](log_rho, mask, lam)
+    if cap is not None and kind.startswith("is"):
+        log_weight = log_weight.clamp(max=math.log(cap))
     weight = torch.where(mask, log_weight.exp(), 0.0)
     if weight.isinf().any():
         row = weight.isinf().any(dim=1).nonzero()[0].item()
-        raise OverflowError(f"a completion's uncapped weight overflows, log W = {log_ratio[row].sum():.1f}; give a cap")
+        raise OverflowError(f"a completion's uncapped weight overflows, log W = {log_rho[row].sum():.1f}; give a cap")
     return weight
 
 
-def _log(bound: float, name: str) -> float:
-    if not bound > 0:
-        raise ValueError(f"{name} is {bound}; expected a positive number")
-    return math.log(bound)
-
-
-def _log_lambda(lam: float) -> float:
-    if not 0 <= lam <= 1:
-        raise ValueError(f"λ is {lam}; expected a number from 0 to 1")
-    return math.log(lam) if lam > 0 else -math.inf
+def log(x: float) -> float:
+    """With log 0 = −∞, so that λ = 0 leaves E7 its last token."""
+    return math.log(x) if x > 0 else -math.inf
 
 
 def normaliser(mask: Tensor, kind: str | float = "tokens") -> float:

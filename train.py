@@ -112,9 +112,7 @@ def update(
             logprobs, entropy[rows] = completion_logprobs(model, prompts, tokens, mask, s.temperature)  # log π, (n, T)
         log_rho[rows] = finite("the model's log-probabilities are", log_ratio(logprobs, rollout.logprobs[rows], mask))
         if has_signal:
-            bounds = {"level": s.is_level, "cap": s.is_cap or None, "lam": s.retrace_lambda}
-            bounds |= {"trace": s.retrace_trace, "c_bar": s.retrace_c_bar}
-            w = gradient_weights(s.gradient, log_rho[rows], mask, **bounds)  # (n, T)
+            w = gradient_weights(s.gradient, log_rho[rows], mask, s.cap or None, s.retrace_lambda)  # (n, T)
             loss = finite("the loss is", policy_loss(logprobs, w, advantages[rows], mask, z))
             loss.backward()
             optimizer.collect_gradients()

@@ -32,20 +32,20 @@ from skip import sample_mask, valid_layers
 from support.pretrained import load_model
 from train import draw_problems
 
-WEIGHTS = {
+KINDS = {
     "E4 on-policy": {"kind": "on-policy"},
-    "E5 IS, sequence": {"kind": "is", "level": "sequence", "cap": None},
-    "E5 IS, sequence, C = 2": {"kind": "is", "level": "sequence", "cap": 2.0},
-    "E6 IS, token": {"kind": "is", "level": "token", "cap": None},
-    "E6 IS, token, C = 2": {"kind": "is", "level": "token", "cap": 2.0},
+    "E5 IS, sequence": {"kind": "is-sequence", "cap": None},
+    "E5 IS, sequence, C = 2": {"kind": "is-sequence", "cap": 2.0},
+    "E6 IS, token": {"kind": "is", "cap": None},
+    "E6 IS, token, C = 2": {"kind": "is", "cap": 2.0},
     "E7 Retrace, λ = 1": {"kind": "retrace"},
     "E7 Retrace, λ = 0.9": {"kind": "retrace", "lam": 0.9},
-    "E8 Retrace by token": {"kind": "retrace", "trace": "token"},
+    "E8 Retrace by token": {"kind": "retrace-token"},
 }
 # (weights, advantage, normaliser): every weight as T1 and T5 want it, then what train.py may put around one of them
-ESTIMATORS = {name: (weights, "rloo", "completions") for name, weights in WEIGHTS.items()}
+ESTIMATORS = {name: (weights, "rloo", "completions") for name, weights in KINDS.items()}
 for advantage, z in (("rloo", "tokens"), ("grpo", "completions"), ("grpo", "tokens")):
-    ESTIMATORS[f"E6, C = 2, {advantage}, Z = {z}"] = (WEIGHTS["E6 IS, token, C = 2"], advantage, z)
+    ESTIMATORS[f"E6, C = 2, {advantage}, Z = {z}"] = (KINDS["E6 IS, token, C = 2"], advantage, z)
 FIGURES = ("bias", "cosine", "noise", "aim")
 BATCH = 128  # completions: 16 problems, 8 samples of each
 
@@ -89,7 +89,7 @@ def counted_out(n_models: int, n_masks: int, horizon: int = 5) -> list[dict]:
                 log_rho = log_ratio(target, behaviour, mask)
                 reached = eta @ mask.double().sum(dim=1)
                 acceptance = eta @ (log_rho.clamp(max=0).exp() * mask).sum(dim=1) / reached
-                for name, weights in WEIGHTS.items():
+                for name, weights in KINDS.items():
                     w = gradient_weights(log_ratio=log_rho, mask=mask, **weights)
                     g = torch.einsum("nt,ntp->np", w * (rewards - eta @ rewards)[:, None], scores)  # of each completion
                     mean, own = eta @ g, exact.norm()
@@ -221,7 +221,7 @@ def draw_figure(worlds: dict[str, list[dict]], path: Path) -> None:
     figure = Figure(figsize=(13, 6), layout="constrained")
     for line, (title, rows) in zip(figure.subplots(len(worlds), len(FIGURES)), worlds.items(), strict=True):
         for axes, key in zip(line, FIGURES, strict=True):
-            for name in WEIGHTS:
+            for name in KINDS:
                 points = [(1 - row["acceptance"], row[key]) for row in rows if row["name"] == name]
                 axes.plot(*zip(*sorted(points), strict=True), "o-", markersize=3, label=name)
             axes.set(xlabel="1 − acceptance", title=f"{title}: {key}", yscale="log" if key == "noise" else "linear")

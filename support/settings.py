@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import data
-from losses import normaliser
+from losses import WEIGHTS, normaliser
 from support.graders import GRADERS
 
 
@@ -60,12 +60,9 @@ class Settings:
         "linear; for the embedded model, which was trained to do without, identity)",
         ("linear", "mean", "identity"),
     )
-    gradient: str = option("is", "correction for sampling from the nested model", ("on-policy", "is", "retrace"))
-    is_level: str = option("token", "importance weights by token (E6) or by sequence (E5)", ("token", "sequence"))
-    is_cap: float = option(2.0, "importance weights are truncated here; 0: not at all")
-    retrace_trace: str = option("product", "Retrace with its product (E7) or by token (E8)", ("product", "token"))
+    gradient: str = option("is", "weight of each token, the correction for sampling elsewhere", tuple(WEIGHTS))
+    cap: float = option(2.0, "importance weights, the kinds named is…, are truncated here; 0: not at all")
     retrace_lambda: float = option(1.0, "λ of Retrace, 0 to 1", high=1)
-    retrace_c_bar: float = option(1.0, "c̄ of Retrace's product, the bound of a token's own ratio", low=0.01)
     advantage: str = option("grpo", "baseline of a group's rewards", ("grpo", "mean", "rloo"))
     normaliser: str = option("tokens", "Z of the loss: tokens or completions of the batch, or a number")
 

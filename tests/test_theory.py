@@ -27,14 +27,14 @@ END, HORIZON, PROMPT = 0, 4, [1, 2]
 MASKS = list(itertools.product((False, True), repeat=2))  # nothing, one layer, the other, both
 SHARES = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)  # how often a batch has each mask
 EXACT, BASELINE = 1e-10, 0.3
-SEQUENCE = {"kind": "is", "level": "sequence", "cap": None}
+SEQUENCE = {"kind": "is-sequence", "cap": None}
 BIASED = {
     "E4": {"kind": "on-policy"},
-    "E5 truncated": {"kind": "is", "level": "sequence", "cap": 1.5},
-    "E6": {"kind": "is", "level": "token", "cap": None},
-    "E6 truncated": {"kind": "is", "level": "token", "cap": 2.0},
+    "E5 truncated": {"kind": "is-sequence", "cap": 1.5},
+    "E6": {"kind": "is", "cap": None},
+    "E6 truncated": {"kind": "is", "cap": 2.0},
     "E7": {"kind": "retrace"},
-    "E8": {"kind": "retrace", "trace": "token"},
+    "E8": {"kind": "retrace-token"},
 }
 
 
@@ -183,7 +183,7 @@ def test_t4_truncated_weights_of_sequences_bound_the_second_moment_of_the_sum(wo
     squares = sequence_squares(world)
     bound = cap * (world.target.detach().sum(dim=1).exp() * squares).sum()
     for m in range(len(MASKS)):
-        weights = weights_of(world, m, kind="is", level="sequence", cap=cap)[:, 0]  # one and the same for all tokens
+        weights = weights_of(world, m, kind="is-sequence", cap=cap)[:, 0]  # one and the same for all tokens
         assert (world.probability[m] * weights**2 * squares).sum() <= bound * (1 + EXACT)
 
 
@@ -219,22 +219,21 @@ def test_t5_leave_one_out_is_exact_and_a_mean_with_oneself_shrinks_by_1_over_g(w
 
 
 @pytest.mark.parametrize("lam", [1.0, 0.9, 0.0])
-@pytest.mark.parametrize("c_bar", [1.0, 2.0])
-def test_t6_e7_is_the_backward_recursion_of_retrace(world, lam, c_bar):
+def test_t6_e7_is_the_backward_recursion_of_retrace(world, lam):
     """T6. Q_ret(t) = c_{t+1} Q_ret(t+1) + (1 − c_{t+1}) b from Q_ret(T) = R: one reward at the end, no discount, V ≡ b.
-    It solves to b + (R − b) Π_{s>t} c_s; ACER's actor puts min(c̄, ρ_t) before it."""
+    It solves to b + (R − b) Π_{s>t} c_s; ACER's actor puts min(c̄, ρ_t) before it, with c̄ = 1."""
     for m in (1, 2, 3):
-        weights = weights_of(world, m, kind="retrace", lam=lam, c_bar=c_bar)
+        weights = weights_of(world, m, kind="retrace", lam=lam)
         for row, rho in enumerate(ratios(world, m)):
             q, R = world.rewards[row], world.rewards[row]
             for t in reversed(range(len(rho))):
                 if t + 1 < len(rho):
                     c = lam * min(1.0, rho[t + 1])
                     q = c * q + (1 - c) * BASELINE
-                assert abs(weights[row, t] * (R - BASELINE) - min(c_bar, rho[t]) * (q - BASELINE)) < EXACT
+                assert abs(weights[row, t] * (R - BASELINE) - min(1.0, rho[t]) * (q - BASELINE)) < EXACT
 
 
-def test_t6_e7_with_lambda_and_c_bar_of_1_is_v_trace(world):
+def test_t6_e7_with_lambda_of_1_is_v_trace(world):
     """T6. v_s = V + δ_s + c_s (v_{s+1} − V) with δ_s = ρ̄_s (r_s + V(x_{s+1}) − V(x_s)), and the actor's advantage
     ρ̄_s (r_s + v_{s+1} − V), as in Espeholt et al. (2018), for V ≡ b until the end and 0 after it."""
     for m in (1, 2, 3):
@@ -270,8 +269,9 @@ def mask_of_another_batch(world, monkeypatch):
 
 
 def nothing_truncated(world, monkeypatch):
-    original = losses.gradient_weights
-    monkeypatch.setattr(losses, "gradient_weights", lambda *a, **k: original(*a, **k | {"cap": None, "c_bar": 100.0}))
+    original, retrace = losses.gradient_weights, losses.WEIGHTS["retrace"]
+    monkeypatch.setattr(losses, "gradient_weights", lambda *a, **k: original(*a, **k | {"cap": None}))
+    monkeypatch.setitem(losses.WEIGHTS, "retrace", lambda log_rho, *a: retrace(log_rho, *a) + log_rho.clamp(min=0))
     return world
 
 
@@ -330,7 +330,7 @@ T4_TOKEN = test_t4_weights_of_at_most_1_bound_the_second_moment_of_every_token
 T4_SEQUENCE = test_t4_truncated_weights_of_sequences_bound_the_second_moment_of_the_sum
 T5 = test_t5_leave_one_out_is_exact_and_a_mean_with_oneself_shrinks_by_1_over_g
 T6 = test_t6_e7_is_the_backward_recursion_of_retrace
-T6_V_TRACE = test_t6_e7_with_lambda_and_c_bar_of_1_is_v_trace
+T6_V_TRACE = test_t6_e7_with_lambda_of_1_is_v_trace
 
 
 @pytest.mark.parametrize(
@@ -354,11 +354,11 @@ T6_V_TRACE = test_t6_e7_with_lambda_and_c_bar_of_1_is_v_trace
         (T5, {"G": 2}, end_token_dropped),
         (T5, {"G": 3}, baseline_with_oneself),
         (T5, {"G": 2}, scaled_by_deviation),
-        (T6, {"lam": 0.9, "c_bar": 1.0}, lambda_on_t_as_well),
-        (T6, {"lam": 1.0, "c_bar": 1.0}, prefix_product),
-        (T6, {"lam": 0.0, "c_bar": 1.0}, prefix_product),
-        (T6, {"lam": 1.0, "c_bar": 2.0}, inverted),
-        (T6, {"lam": 1.0, "c_bar": 1.0}, traces_not_clipped),
+        (T6, {"lam": 0.9}, lambda_on_t_as_well),
+        (T6, {"lam": 1.0}, prefix_product),
+        (T6, {"lam": 0.0}, prefix_product),
+        (T6, {"lam": 1.0}, inverted),
+        (T6, {"lam": 1.0}, traces_not_clipped),
         (T6_V_TRACE, {}, prefix_product),
         (T6_V_TRACE, {}, inverted),
         (T6_V_TRACE, {}, nothing_truncated),
@@ -392,13 +392,13 @@ def deviations(world: World, settings: Settings, batches: int = 60) -> Tensor:
     return along.mean(dim=0) / (along.std(dim=0) / batches**0.5)
 
 
-UNBIASED = {"advantage": "rloo", "normaliser": "completions", "is_cap": 0.0, "micro_batch_tokens": 100_000}
+UNBIASED = {"advantage": "rloo", "normaliser": "completions", "cap": 0.0, "micro_batch_tokens": 100_000}
 
 
 def test_t1_on_the_real_path_the_mean_gradient_of_sequence_weights_is_the_exact_one(world):
     """T1 once more, with nothing enumerated but the reference: sampler, recorded log-probabilities, micro-batches and
     loss as in training. Of nine independent directions none should be off by four standard errors (p < 0.001)."""
-    assert deviations(world, Settings(gradient="is", is_level="sequence", **UNBIASED)).abs().max() < 4
+    assert deviations(world, Settings(gradient="is-sequence", **UNBIASED)).abs().max() < 4
 
 
 def test_t3_on_the_real_path_the_mean_on_policy_gradient_is_another_one(world):

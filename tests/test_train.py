@@ -17,7 +17,7 @@ import evaluate
 import model as model_module
 import nested
 import train
-from losses import gradient_weights, group_advantages, log_ratio, normaliser, policy_loss
+from losses import WEIGHTS, gradient_weights, group_advantages, log_ratio, normaliser, policy_loss
 from model import Decoder
 from nested import Bypass, Measured
 from rollout import Rollout, completion_logprobs, generate, micro_batches, pack
@@ -30,14 +30,7 @@ from support.tokenizer import Tokenizer
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11]]
 REWARDS = torch.tensor([[1.0, 0, 0, 1], [0, 0, 0, 0], [0, 1, 0, 0]])  # the second group is silent
-GRADIENTS = [
-    {"gradient": "on-policy"},
-    {"gradient": "is", "is_level": "token"},
-    {"gradient": "is", "is_level": "sequence"},
-    {"gradient": "is", "is_level": "sequence", "is_cap": 0.0},
-    {"gradient": "retrace", "retrace_trace": "product"},
-    {"gradient": "retrace", "retrace_trace": "token"},
-]
+GRADIENTS = [*({"gradient": kind} for kind in WEIGHTS), {"gradient": "is-sequence", "cap": 0.0}]
 
 
 def gradient(model: Decoder, rollout, rewards=REWARDS, **settings) -> torch.Tensor:
@@ -108,7 +101,7 @@ def test_the_gradient_is_that_of_the_equations_written_out_naively():
     model, tau = small_model(torch.float64), 0.8
     skip = (False, False, True, False)
     rollout = generate(model, PROMPTS, 4, 16, [0], temperature=tau, skip=skip, seed=3)
-    fast = gradient(model, rollout, gradient="is", is_cap=1.5, advantage="mean", temperature=tau)
+    fast = gradient(model, rollout, gradient="is", cap=1.5, advantage="mean", temperature=tau)
 
     model.zero_grad()
     loss, tokens = 0.0, 0
@@ -272,13 +265,12 @@ def test_the_advantage_asked_for_reaches_its_completion(loop, paid, monkeypatch,
 @pytest.mark.parametrize(
     "settings, arguments",
     [
-        ({"gradient": "is", "is_cap": 0.9}, {"kind": "is", "cap": 0.9}),
-        ({"gradient": "is", "is_cap": 0.0}, {"kind": "is", "cap": None}),
-        ({"gradient": "is", "is_level": "sequence"}, {"kind": "is", "level": "sequence"}),
+        ({"gradient": "is", "cap": 0.9}, {"kind": "is", "cap": 0.9}),
+        ({"gradient": "is", "cap": 0.0}, {"kind": "is", "cap": None}),
+        ({"gradient": "is-sequence"}, {"kind": "is-sequence"}),
         ({"gradient": "retrace"}, {"kind": "retrace"}),
         ({"gradient": "retrace", "retrace_lambda": 0.5}, {"kind": "retrace", "lam": 0.5}),
-        ({"gradient": "retrace", "retrace_c_bar": 1.5}, {"kind": "retrace", "c_bar": 1.5}),
-        ({"gradient": "retrace", "retrace_trace": "token"}, {"kind": "retrace", "trace": "token"}),
+        ({"gradient": "retrace-token"}, {"kind": "retrace-token"}),
     ],
 )
 def test_loss_and_gradient_are_those_of_the_settings(settings, arguments):
@@ -666,7 +658,7 @@ def test_an_untruncated_weight_that_overflows_stops_the_run_and_names_its_logari
 ):
     """Truncation is the user's choice; the last good checkpoint is kept."""
     monkeypatch.setattr(train, "log_ratio", lambda target, behaviour, mask: 99.0 * mask)
-    status, out = run("--is-level", "sequence", "--is-cap", "0")
+    status, out = run("--gradient", "is-sequence", "--cap", "0")
     assert status == 1 and (out / "checkpoint").is_dir()
     assert re.search(r"^error: .*log W = \d+\.\d; give a cap", capsys.readouterr().err, re.M)
 
