@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 import data
 from model import Decoder
-from reward import is_correct
+from reward import is_correct, reward
 from rollout import Rollout, generate
 from support.graders import GRADERS, grader
 from support.log import complain, out_of_memory
@@ -30,14 +30,17 @@ def score(
     rollout: Rollout,
     grade: Callable[[str, str], bool] = is_correct,
 ) -> list[list[dict]]:
-    """What each of the problems' G completions says and earns, [problem][sample]; 0 without an end token."""
+    """What each of the problems' G completions says, whether it is correct, and what it earns, [problem][sample].
+
+    A completion without an end token is not correct.
+    """
     G = len(rollout.prompts) // len(problems)
     records = []
     for row, problem in enumerate(problem for problem in problems for _ in range(G)):
         text, ended = tokenizer.decode(rollout.completion(row)), bool(rollout.ended[row])
-        reward = float(ended and grade(text, problem.answer))
-        question = {"question": problem.question, "answer": problem.answer}
-        records.append({**question, "completion": text, "ended": ended, "reward": reward})
+        correct = ended and grade(text, problem.answer)
+        asked, said = {"question": problem.question, "answer": problem.answer}, {"completion": text, "ended": ended}
+        records.append({**asked, **said, "correct": correct, "reward": reward(text, correct)})
     return [records[start : start + G] for start in range(0, len(records), G)]
 
 
@@ -77,8 +80,8 @@ def evaluate(
 
 
 def accuracy(records: list[list[dict]]) -> tuple[float, float]:
-    """Mean reward and its standard error over the problems (the samples of one problem are not independent)."""
-    means = [sum(record["reward"] for record in samples) / len(samples) for samples in records]
+    """Share of correct completions, with its standard error over problems (the samples of one are not independent)."""
+    means = [sum(record["correct"] for record in samples) / len(samples) for samples in records]
     mean = sum(means) / len(means)
     variance = sum((m - mean) ** 2 for m in means) / max(1, len(means) - 1)
     return mean, math.sqrt(variance / len(means))
@@ -158,7 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
     kind = f"{n_samples} samples a problem at temperature {temperature:g}" if a.samples else "greedy"
     print(f"{a.dataset} {split}, {len(problems)} problems, {kind}: accuracy {mean:.1%} ± {error:.1%}")
     if n_samples > 1:
-        solved = [[{"reward": max(r["reward"] for r in samples)}] for samples in records]
+        solved = [[{"correct": any(record["correct"] for record in samples)}] for samples in records]
         mean, error = accuracy(solved)
         print(f"pass@{n_samples}: {mean:.1%} ± {error:.1%}")
     ended = sum(record["ended"] for samples in records for record in samples) / sum(map(len, records))

@@ -12,7 +12,7 @@ What it leaves out:
   * No algebra. `3 + 4`, `2^5` and `\sqrt{4}` are no numbers here, and `2(x+1)` is not `2x+2`: a right answer in another
     form than the reference's earns nothing. --grader math-verify asks a library that knows some (support/graders.py).
   * Percent signs, currencies and units are dropped: `50%` is 50, `5 million` is 5.
-  * That a completion without an end token earns 0 is decided by the callers (train.py, evaluate.py), which see tokens.
+  * That a completion without an end token is not correct is decided by `evaluate.score`, which sees tokens.
 
 The completion is written by the policy being trained, so it is hostile input: nothing is evaluated, every pass over it
 is linear in its length, what is longer than an answer is not read as one, and no string raises.
@@ -94,6 +94,11 @@ VALUE = re.compile(
     """,
     re.VERBOSE,
 )
+
+
+def reward(completion: str, correct: bool) -> float:
+    """R, what the gradient sees: 1 for a correct completion. Accuracy counts `correct` alone, whatever this pays."""
+    return float(correct)
 
 
 def is_correct(completion: str, answer: str) -> bool:

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 import data
 import nested
-from evaluate import accuracy, evaluate_splits, score
+from evaluate import evaluate_splits, score
 from losses import diagnostics, gradient_weights, group_advantages, log_ratio, normaliser, policy_loss, supervised_loss
 from model import Decoder
 from nested import Measured, Watch
@@ -325,9 +325,10 @@ def compare_with_full(run: Run, problems: list[data.Problem], sample: Callable[[
         start = time.perf_counter()
         rollout = sample()
         seconds = time.perf_counter() - start
-        mean, _ = accuracy(score(run.tokenizer, problems, rollout, run.grade))
-    length, speed = (int(rollout.mask.sum()) / per for per in (len(rollout.prompts), seconds))
-    return {"full_reward": mean, "full_mean_length": length, "full_tokens_per_second": speed}
+        records = score(run.tokenizer, problems, rollout, run.grade)
+    rewards = [record["reward"] for group in records for record in group]
+    length, speed = (int(rollout.mask.sum()) / per for per in (len(rewards), seconds))
+    return {"full_reward": sum(rewards) / len(rewards), "full_mean_length": length, "full_tokens_per_second": speed}
 
 
 def describe(rollout: Rollout, rewards: Tensor, advantages: Tensor, seconds: float) -> dict[str, float]:

@@ -21,12 +21,12 @@ from report import read
 
 
 def by_problem(folder: Path) -> dict[str, float]:
-    """The mean reward of each problem's samples."""
+    """The share of each problem's samples that is correct."""
     samples: dict[str, list[float]] = {}
     for line in (folder / "generated.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
-        samples.setdefault(record["question"], []).append(record["reward"])
-    return {question: statistics.mean(rewards) for question, rewards in samples.items()}
+        samples.setdefault(record["question"], []).append(record["correct"])
+    return {question: statistics.mean(correct) for question, correct in samples.items()}
 
 
 def interval(difference: np.ndarray, resamples: int = 10_000) -> tuple[float, float]:

@@ -10,6 +10,7 @@ import data
 import evaluate
 from docs import tiny
 from evaluate import accuracy, score
+from reward import extract_answer
 from rollout import Rollout, generate
 from support.pretrained import load_model
 from support.tokenizer import Tokenizer
@@ -36,18 +37,32 @@ def test_right_answers_earn_1_and_only_when_they_ended(folder):
     problems = [data.Problem("3 + 4?", "7", "3 + 4 = 7 #### 7"), data.Problem("2 * 4?", "8", "2 * 4 = 8 #### 8")]
     texts = ["3 + 4 = 7 #### 7", "3 + 4 = 7 #### 7", "no idea", "2 * 4 = 8 #### 8"]
     records = score(tokenizer, problems, rollout_of(tokenizer, texts, [True, False, True, True]))
+    assert [[r["correct"] for r in samples] for samples in records] == [[True, False], [False, True]]
     assert [[r["reward"] for r in samples] for samples in records] == [[1.0, 0.0], [0.0, 1.0]]
     assert [[r["ended"] for r in samples] for samples in records] == [[True, False], [True, True]]
     assert [r["completion"] for samples in records for r in samples] == texts
     assert records[1][0]["question"] == "2 * 4?" and records[1][0]["answer"] == "8"
 
 
+def test_a_bonus_is_a_reward_and_no_accuracy(folder, monkeypatch):
+    """README's example of a reward of one's own: half a point for a marked answer once made an accuracy of 115 %."""
+    monkeypatch.setattr(evaluate, "reward", lambda text, correct: correct + 0.5 * (extract_answer(text) is not None))
+    tokenizer = Tokenizer(folder)
+    texts = ["3 + 4 = 7 #### 7", "#### 8", "no idea", "#### 7"]
+    records = score(
+        tokenizer, [data.Problem("3 + 4?", "7", "")], rollout_of(tokenizer, texts, [True, True, True, False])
+    )
+    assert [[r["reward"] for r in samples] for samples in records] == [[1.5, 0.5, 0.0, 0.5]]
+    assert [[r["correct"] for r in samples] for samples in records] == [[True, False, False, False]]
+    assert accuracy(records)[0] == 0.25
+
+
 def test_accuracy_and_its_standard_error_by_hand():
     """Means 1, ½ and 0 of three problems: ½ in all, with a standard error of √(¼ / 3) over problems, not samples."""
-    records = [[{"reward": r} for r in rewards] for rewards in ([1, 1], [1, 0], [0, 0])]
+    records = [[{"correct": c} for c in each] for each in ([True, True], [True, False], [False, False])]
     mean, error = accuracy(records)
     assert mean == 0.5 and error == pytest.approx((0.25 / 3) ** 0.5)
-    assert accuracy([[{"reward": 1.0}]]) == (1.0, 0.0)
+    assert accuracy([[{"correct": True}]]) == (1.0, 0.0)
 
 
 def test_the_batch_size_changes_neither_order_nor_texts(folder):
@@ -121,8 +136,8 @@ def test_every_flag_of_the_command_line_reaches_the_evaluation(folder, tmp_path,
 
     def stand_in(model, tokenizer, problems, max_new_tokens, n_samples, temperature, batch, seed, grade):
         called.update(locals())
-        rewards = [[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]] if sampled else [[1.0], [0.0]]
-        return [[{"reward": r, "ended": True} for r in samples] for samples in rewards]
+        correct = [[True, False, False], [False, False, False]] if sampled else [[True], [False]]
+        return [[{"correct": c, "reward": 0.5, "ended": True} for c in samples] for samples in correct]
 
     monkeypatch.setattr(evaluate, "evaluate", stand_in)
     monkeypatch.setattr(evaluate, "grader", lambda name: f"grader {name}")

@@ -554,10 +554,19 @@ def test_a_run_leaves_metrics_samples_settings_and_a_checkpoint(run, easy_reward
     assert all(len(row["skipped_layers"]) == round(0.3 * 4) for row in rows[1:])
     assert json.loads((out / "config.json").read_text())["gradient"] == "retrace"
     samples = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
-    assert {"step", "mode", "question", "answer", "completion", "ended", "reward"} == set(samples[0])
+    assert set(samples[0]) == {"step", "mode", "question", "answer", "completion", "ended", "correct", "reward"}
     trained, initial = Decoder.from_pretrained(out / "checkpoint"), Decoder.from_pretrained(checkpoint)
     assert any(not torch.equal(a, b) for a, b in zip(trained.parameters(), initial.parameters(), strict=True))
     assert (out / "checkpoint" / "tokenizer.json").exists()
+
+
+def test_a_bonus_moves_the_reward_and_leaves_accuracy_alone(run, monkeypatch):
+    """A reward of one's own is for the gradient: here every completion earns at least 7, and none is correct."""
+    monkeypatch.setattr(evaluate, "reward", lambda text, correct: correct + 7.0 + len(text) % 2)
+    _, out = run("--eval-every", "1")
+    for row in metrics(out)[1:]:
+        assert row["reward"] >= 7 and row["full_reward"] >= 7 and row["stepped"] == (row["silent_groups"] < 1)
+        assert row["test_accuracy"] == row["test_accuracy_sampled"] == 0.0
 
 
 def test_the_same_seed_gives_the_same_run(run, easy_reward):
