@@ -1,18 +1,16 @@
 """Published files: where they come from, how they are fetched and checked, and how their records are read."""
 
-import hashlib
 import http.client
 import json
 import os
+import socket
 import sys
-import tempfile
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from tqdm import tqdm
+import torch
 
 from data.problem import Problem
 from reward import canonical, is_correct
@@ -44,29 +42,19 @@ def find(source: Source, data_dir: str | Path | None) -> Path:
 
 
 def download(source: Source, path: Path) -> None:
-    """Fetches to a temporary file beside `path`, checks the sum, and renames: `path` is whole or absent."""
+    """Fetches the file and checks its sum: `path` is whole or absent. Raises ConnectionError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256()
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=source.name, delete=False) as file:
-        try:
-            with urllib.request.urlopen(source.url, timeout=30) as response:
-                size = int(response.headers.get("Content-Length") or 0) or None
-                with tqdm(total=size, unit="B", unit_scale=True, desc=source.name, disable=None) as bar:
-                    while block := response.read(1 << 16):
-                        digest.update(block)
-                        file.write(block)
-                        bar.update(len(block))
-            if digest.hexdigest() != source.sha256:
-                raise OSError(f"its sha256 is {digest.hexdigest()}, expected {source.sha256}")
-            file.close()  # whole on the disk, before another run may read it under its name
-            os.replace(file.name, path)
-        except (OSError, http.client.HTTPException) as error:
-            raise ConnectionError(
-                f"could not download {source.url} ({error}); put the file at {path}, or into a folder "
-                "given as --data-dir, or use --dataset arith, which needs no file"
-            ) from None
-        finally:
-            Path(file.name).unlink(missing_ok=True)
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(30)  # a server that says nothing more would otherwise be waited for without an end
+    try:
+        torch.hub.download_url_to_file(source.url, str(path), source.sha256, progress=sys.stderr.isatty())
+    except (OSError, http.client.HTTPException, RuntimeError) as error:  # the last for a wrong sum
+        raise ConnectionError(
+            f"could not download {source.url} ({error}); put the file at {path}, or into a folder "
+            "given as --data-dir, or use --dataset arith, which needs no file"
+        ) from None
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def read_problems(

@@ -7,12 +7,12 @@ import hashlib
 import json
 import socket
 import threading
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
 
 import data
 from data import svamp
@@ -39,14 +39,14 @@ MATH = {"problem": "What is $x$?", "solution": "Clearly $\\boxed{\\frac{1}{2}}$.
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch, tmp_path):
     """Nothing but this machine is asked for anything, and its own cache is not read."""
-    urlopen = urllib.request.urlopen
+    urlopen = torch.hub.urlopen
 
-    def guarded(url, **options):
-        if not url.startswith("http://127.0.0.1:"):
-            pytest.fail(f"asked for {url}")
-        return urlopen(url, **options)
+    def guarded(request):
+        if not request.full_url.startswith("http://127.0.0.1:"):
+            pytest.fail(f"asked for {request.full_url}")
+        return urlopen(request)
 
-    monkeypatch.setattr(urllib.request, "urlopen", guarded)
+    monkeypatch.setattr(torch.hub, "urlopen", guarded)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
@@ -384,7 +384,7 @@ def test_ctrl_c_in_a_download_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(urllib.request, "urlopen", interrupt)
+    monkeypatch.setattr(torch.hub, "urlopen", interrupt)
     with pytest.raises(KeyboardInterrupt):
         data.load("svamp", "train")
     assert left_behind(tmp_path) == []
