@@ -316,8 +316,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"\n{part}\n")
             results[part] = getattr(bench, part)()
             print(f"\n{table(results[part])}", flush=True)
-    except (ValueError, OSError) as error:
-        return complain(error)
+    except (Exception, KeyboardInterrupt) as error:
+        return complain(error, "lower --shapes or --max-new-tokens")
     print(json.dumps(results))
     return 0
 

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from model import Decoder
 from reward import is_correct, reward
 from rollout import Rollout, generate
 from support.graders import GRADERS, grader
-from support.log import complain, out_of_memory
+from support.log import complain
 from support.pretrained import check_room, load_model
 from support.tokenizer import Tokenizer
 
@@ -108,6 +109,21 @@ def evaluate_splits(
     return figures, records
 
 
+def compare_with_full(
+    tokenizer: Tokenizer,
+    problems: list[data.Problem],
+    sample: Callable[[], Rollout],
+    grade: Callable[[str, str], bool] = is_correct,
+) -> dict[str, float]:  # SKIP
+    """The whole model on a batch that a nested one has just been given: `sample` draws it. Cost and reward."""
+    start = time.perf_counter()
+    rollout = sample()
+    seconds = time.perf_counter() - start
+    rewards = [record["reward"] for group in score(tokenizer, problems, rollout, grade) for record in group]
+    length, speed = (int(rollout.mask.sum()) / per for per in (len(rewards), seconds))
+    return {"full_reward": sum(rewards) / len(rewards), "full_mean_length": length, "full_tokens_per_second": speed}
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -148,15 +164,8 @@ def main(arguments: list[str] | None = None) -> int:
         records = evaluate(model, tokenizer, problems, a.max_new_tokens, n_samples, temperature, a.batch, a.seed, grade)
         lines = (json.dumps(record) + "\n" for samples in records for record in samples)
         out.write_text("".join(lines), encoding="utf-8")
-    except (ValueError, OSError) as error:
-        return complain(error)
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        print("error: out of memory; lower --batch, --samples or --max-new-tokens", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    except (Exception, KeyboardInterrupt) as error:
+        return complain(error, "lower --batch, --samples or --max-new-tokens")
     mean, error = accuracy(records)
     kind = f"{n_samples} samples a problem at temperature {temperature:g}" if a.samples else "greedy"
     print(f"{a.dataset} {split}, {len(problems)} problems, {kind}: accuracy {mean:.1%} ± {error:.1%}")

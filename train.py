@@ -15,10 +15,8 @@ import json
 import math
 import os
 import sys
-import time
 import warnings
 import zlib
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -31,7 +29,7 @@ from tqdm import tqdm
 
 import data
 import nested
-from evaluate import evaluate_splits, score
+from evaluate import compare_with_full, evaluate_splits, score
 from losses import diagnostics, gradient_weights, group_advantages, log_ratio, normaliser, policy_loss, supervised_loss
 from model import Decoder
 from nested import Measured, Watch
@@ -48,7 +46,7 @@ from rollout import (
 )
 from skip import parse_valid_layers, sample_mask
 from support import checkpoint
-from support.checkpoint import hear_signals, interrupted, terminable, uninterrupted
+from support.checkpoint import hear_signals, terminable, uninterrupted
 from support.graders import grader
 from support.log import Log, complain, examples, out_of_memory, read, readable
 from support.optimizer import Optimizer
@@ -83,7 +81,9 @@ def reinforce(run: "Run") -> None:
         figures = describe(rollout, rewards, advantages, log.seconds["seconds_sample"])
         figures["skipped_layers"] = [layer for layer, skipped in enumerate(skip) if skipped]  # SKIP
         if run.is_evaluated(step) and any(skip):  # SKIP
-            figures |= compare_with_full(run, problems, partial(generate, model, prompts, *options, seed=seed))  # SKIP
+            full = partial(generate, model, prompts, *options, seed=seed)  # SKIP
+            with log.phase("evaluate"):  # SKIP
+                figures |= compare_with_full(run.tokenizer, problems, full, run.grade)  # SKIP
 
         lr = s.lr * min(1.0, step / max(1, s.lr_warmup_steps))
         with log.phase("update"), uninterrupted():
@@ -106,7 +106,7 @@ def update(
     log_rho, entropy = torch.zeros_like(rollout.logprobs), torch.zeros_like(rollout.logprobs)  # (N, T)
     advantages, total = advantages.to(log_rho), 0.0
     for rows, has_signal in micro_batches(rollout, advantages, s.micro_batch_tokens):
-        hear_signals()  # nothing has changed yet
+        hear_signals()  # nothing has changed yet: Ctrl-C need not wait for the whole step
         prompts, tokens, mask = [rollout.prompts[row] for row in rows], rollout.tokens[rows], rollout.mask[rows]
         with torch.set_grad_enabled(has_signal):
             logprobs, entropy[rows] = completion_logprobs(model, prompts, tokens, mask, s.temperature)  # log π, (n, T)
@@ -319,18 +319,6 @@ def test_accuracies(run: Run, step: int) -> tuple[dict[str, float], list[dict]]:
     return figures, [example for mode, each in records.items() for example in examples(step, mode, each)]
 
 
-def compare_with_full(run: Run, problems: list[data.Problem], sample: Callable[[], Rollout]) -> dict[str, float]:
-    """The full model on the batch that the nested one has just been given, from the same streams: cost and reward."""
-    with run.log.phase("evaluate"):
-        start = time.perf_counter()
-        rollout = sample()
-        seconds = time.perf_counter() - start
-        records = score(run.tokenizer, problems, rollout, run.grade)
-    rewards = [record["reward"] for group in records for record in group]
-    length, speed = (int(rollout.mask.sum()) / per for per in (len(rewards), seconds))
-    return {"full_reward": sum(rewards) / len(rewards), "full_mean_length": length, "full_tokens_per_second": speed}
-
-
 def describe(rollout: Rollout, rewards: Tensor, advantages: Tensor, seconds: float) -> dict[str, float]:
     """The figures of one rollout, of all its completions, the silent groups' included."""
     tokens = int(rollout.mask.sum())
@@ -453,15 +441,8 @@ def main(arguments: list[str] | None = None) -> int:
     Ctrl-C and SIGTERM."""
     try:
         run = set_up(*parse(arguments, __doc__))
-    except (ValueError, OSError) as error:
+    except (Exception, KeyboardInterrupt) as error:
         return complain(error)
-    except KeyboardInterrupt:
-        return 130
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        print("error: out of memory while the model was loaded; take a smaller one", file=sys.stderr)
-        return 1
     with terminable():
         try:
             status = work(run)
@@ -469,7 +450,7 @@ def main(arguments: list[str] | None = None) -> int:
             complain(error)
             status = 1
         except KeyboardInterrupt as error:  # a second one, while the checkpoint of the first was written
-            status = interrupted(error)
+            status = complain(error)
     print(f"checkpoint: {run.log.saved}")
     return status
 
@@ -493,12 +474,10 @@ def work(run: Run) -> int:
             run.save()
         if isinstance(error, KeyboardInterrupt):
             print("interrupted; --resume goes on from here", file=sys.stderr)
-            return interrupted(error)
-        if not out_of_memory(error):
+        elif not out_of_memory(error):
             raise
-        advice = LESS_MEMORY.get(log.phase_now, "the size of the model")
-        print(f"error: out of memory (phase: {log.phase_now or 'set-up'}); lower {advice}", file=sys.stderr)
-        return 1
+        lower = LESS_MEMORY.get(log.phase_now, "the size of the model")
+        return complain(error, f"lower {lower} (it ran out in the phase: {log.phase_now or 'set-up'})")
 
 
 if __name__ == "__main__":

@@ -77,7 +77,9 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which a cluster sends before it kills."""
+    """SIGTERM, which a cluster sends before it kills. Its exit status is the shell's, 128 and the signal's number."""
+
+    status = 128 + signal.SIGTERM
 
 
 @contextmanager
@@ -118,8 +120,3 @@ def hear_signals() -> None:
     """Raises what `uninterrupted` holds back, at a moment when stopping costs nothing."""
     if HEARD:
         raise Terminated if HEARD[0] == signal.SIGTERM else KeyboardInterrupt
-
-
-def interrupted(error: KeyboardInterrupt) -> int:
-    """The exit status as a shell gives it: 128 and the number of the signal."""
-    return 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)

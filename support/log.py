@@ -114,14 +114,21 @@ def read(folder: str | Path) -> list[dict]:
     return rows
 
 
-def complain(error: Exception) -> int:
-    """One line on what went wrong, and the exit status: 2 for what the user gave, 1 for what the machine lacks."""
+def complain(error: BaseException, advice: str = "take a smaller model") -> int:
+    """One line on what went wrong, and the exit status: 2 for what the user gave, 1 for what the machine lacks, 130 for
+    Ctrl-C.  advice: what to do where memory ran out.  Raises what is none of these, for it is a bug of ours."""
+    if isinstance(error, KeyboardInterrupt):
+        return getattr(error, "status", 130)
+    if out_of_memory(error):
+        error = f"out of memory; {advice}"
+    elif not isinstance(error, ValueError | OSError):
+        raise error
     print(f"error: {error}", file=sys.stderr)
-    theirs = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError)
+    theirs = ValueError | FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError
     return 2 if isinstance(error, theirs) else 1
 
 
-def out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: BaseException) -> bool:
     """Whether that is what an error means: each allocator has words of its own."""
     signs = ("out of memory", "t allocate memory", "alloc_failed")
     return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in signs)
