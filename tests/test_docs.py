@@ -4,6 +4,10 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
+import torch
+
+import losses
+import reward
 from support.log import METRICS
 from support.settings import Settings
 
@@ -64,6 +68,17 @@ def test_flags_that_the_documents_name_exist():
     elsewhere = {"--help", "--resume", "--compare"}
     for text in (README, METHOD):
         assert set(re.findall(r"`[^`]*?(--[a-z][a-z-]+)", text)) <= flags | evaluation | elsewhere
+
+
+def test_the_examples_of_the_readme_run():
+    """A weight and a reward of one's own are a function each, and stand there as they can be pasted."""
+    weight, pay = re.findall(r"```python\n(.*?)```", README, re.S)
+    exec(weight, room := vars(losses).copy())
+    log_rho = torch.tensor([[2.0, 0.5, 4.0]]).log()
+    log_w = room["is_geometric"](log_rho, torch.ones(1, 3, dtype=torch.bool), 1.0)
+    torch.testing.assert_close(log_w.exp(), torch.full((1, 3), 4 ** (1 / 3)))
+    exec(pay, room := vars(reward).copy())
+    assert [room["reward"](text, text == "#### 7") for text in ("#### 7", "#### 8", "7")] == [1.1, 0.1, 0]
 
 
 def test_links_and_files_of_the_readme_exist():
