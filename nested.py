@@ -237,7 +237,7 @@ class Watch:
             self.best = max(self.best, self.mean)
 
     def drifted(self) -> bool:
-        """Whether the mean has fallen by a twentieth: what was measured is of a model that is no more."""
+        """Whether the mean has fallen by a twentieth: the measurement is out of date."""
         return self.mean < self.best - 0.05
 
     def adapt(self, wanted: float, most: int) -> None:

@@ -209,7 +209,7 @@ class Run:
         self.figures: dict | None = None  # of that step, until they are written
         self.measured: Measured | None = None  # SKIP: by `measure_nested`
         ratio, n_layers = self.settings.skip_ratio, self.model.config.num_hidden_layers
-        self.watch = Watch(1 if ratio == "auto" else round(ratio * n_layers))  # SKIP: without how many layers to sample
+        self.watch = Watch(1 if ratio == "auto" else round(ratio * n_layers))  # SKIP: how many layers to skip
 
     def last_step(self) -> int:
         """Of the phase."""
@@ -289,7 +289,7 @@ class Run:
 
 
 def finish_step(run: Run) -> None:
-    """What follows a step: the evaluation, the line of metrics.jsonl, the checkpoint, each where it is time."""
+    """What follows a step: the evaluation, the line of metrics.jsonl, the checkpoint, each if it is due."""
     s, step, figures, samples = run.settings, run.step, run.figures, []
     if figures is None:  # written already
         return

@@ -1,4 +1,4 @@
-"""Nothing lost: a run that is stopped at any moment and resumed is, bit by bit, the run that was never stopped."""
+"""Nothing lost: a run that is stopped at any moment and resumed is, bit for bit, the run that was never stopped."""
 
 import json
 import os
