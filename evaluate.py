@@ -33,7 +33,7 @@ def score(
 ) -> list[list[dict]]:
     """What each of the problems' G completions says, whether it is correct, and what it earns, [problem][sample].
 
-    A completion without an end token is not correct.
+    A completion without an end token is not correct and earns 0, whatever it says.
     """
     G = len(rollout.prompts) // len(problems)
     records = []
@@ -41,7 +41,7 @@ def score(
         text, ended = tokenizer.decode(rollout.completion(row)), bool(rollout.ended[row])
         correct = ended and grade(text, problem.answer)
         asked, said = {"question": problem.question, "answer": problem.answer}, {"completion": text, "ended": ended}
-        records.append({**asked, **said, "correct": correct, "reward": reward(text, correct)})
+        records.append({**asked, **said, "correct": correct, "reward": reward(text, correct) if ended else 0.0})
     return [records[start : start + G] for start in range(0, len(records), G)]
 
 

@@ -13,7 +13,7 @@ nested policy that sampled y:
     E8  w_t = λ min(1, ρ_t)                        retrace-token
 
 Everything is computed from log ρ in float32 or better; products are sums of logarithms, so what is bounded above stays
-finite at any length. Masks are (N, T), bool or 0/1; what stands outside never matters, were it NaN.
+finite at any length. Masks are (N, T), bool or 0/1; values outside are ignored, even NaN.
 
 To try a weight of your own, add a function to WEIGHTS: it maps log ρ to log w.
 """

@@ -1,8 +1,9 @@
 """The decoder: Llama (2, 3, SmolLM2, TinyLlama), Qwen2/Qwen2.5 and Qwen3, by hand, with a cache and layer skipping.
 
-Read it downwards from `Decoder.forward`: the decoder, a block, attention, the two caches. Names of parameters and of
-configuration keys are Hugging Face's, so a checkpoint needs no mapping. Definitions of the method: D1 (a layer is a
-whole `Block`) and D3 (a skipped block is the identity, or its bypass). Lines that exist for skipping carry `# SKIP`.
+Read it downwards from `Decoder.forward` and `hidden`: the decoder, a block, attention, the two caches. Names of
+parameters and of configuration keys are Hugging Face's, so a checkpoint needs no mapping. Definitions of the method: D1
+(a layer is a whole `Block`) and D3 (a skipped block is the identity, or its bypass). Lines that exist for skipping
+carry `# SKIP`.
 
 Departures from transformers: no dropout; no attention mask argument (a row is padded on the right, where causal
 attention never looks, or on the left in a cache that knows by how much); norms and rotary tables are computed in
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-ALL_AT_ONCE = 2**23  # scores of attention up to which they are computed all at once
+ALL_AT_ONCE = 2**23  # the most attention scores that are ever held
 
 
 @dataclass
@@ -59,7 +60,7 @@ class Decoder(nn.Module):
         })  # fmt: skip
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.bypass = None  # SKIP: or a nested.Bypass
-        self.gradient_checkpointing = False  # True: the backward pass computes a block again, to hold less of it
+        self.gradient_checkpointing = False  # True: blocks are recomputed in the backward pass, for less memory
         self.tie_weights()
         for name, parameter in self.named_parameters():
             if not name.endswith("norm.weight"):
@@ -83,10 +84,10 @@ class Decoder(nn.Module):
         return self.lm_head(self.hidden(tokens, cache, skip))
 
     def hidden(self, tokens: Tensor, cache: "KVCache | PromptCache | None" = None, skip=None) -> Tensor:
-        """tokens (B, T) int64 -> what `lm_head` makes the logits of, (B, T, C).
+        """tokens (B, T) int64 -> the last hidden states (B, T, C), which `lm_head` turns into logits.
 
-        cache: what came before; rows are read behind it, and it is advanced by T.  Without a cache every row starts at
-            position 0, and shorter rows are padded on the right with anything.
+        cache: the tokens before; the new ones are appended to it, and its length grows by T.  Without a cache every row
+            starts at position 0, and shorter rows are padded on the right with anything.
         skip: L bools, True = the block is skipped (D3): it is the identity, or adds what `bypass` makes of its
             input.  None skips nothing.
         Raises ValueError for a mask of another length, or other than the cache's.
@@ -122,7 +123,7 @@ class Decoder(nn.Module):
 
         Raises ValueError or OSError that names the file and the key or tensor at fault.
         """
-        from support.pretrained import load  # here and below, the one import of an upper floor
+        from support.pretrained import load  # late, for support/ imports this file
 
         return load(folder_or_hub_id, dtype, device)
 
@@ -266,7 +267,7 @@ class RMSNorm(nn.Module):
 class KVCache:
     """Keys and values of the tokens seen so far, for decoding: `Decoder.hidden` writes into it and advances it.
 
-    A row's tokens end at column `length` whatever their number: row b starts with padding[b] unused columns.
+    Rows are padded on the left, so that all end at column `length`: row b starts with padding[b] unused columns.
     Skipped layers have no storage.  A cache belongs to one skip mask, since prefill and decoding must not mix two.
     Columns are allocated BLOCK at a time, and attention goes over all of them, hidden ones too: a product with a slice
     would copy it first.
@@ -330,8 +331,10 @@ class KVCache:
 class PromptCache:
     """Keys and values of prompts, for a pass over completions of them through which gradients flow back into both.
 
-    First the prompts are read with it, one a row, then completions with what `followed_by` gives.  Nothing is ever
-    overwritten, so that a block may be computed twice (gradient checkpointing).  skip, padding: as in `KVCache`.
+    First the prompts are read with it, one a row, then completions with what `followed_by` gives.  Unlike a `KVCache`,
+    which is written in place, `update` gives the same keys and values when a block is recomputed in the backward pass
+    (gradient checkpointing): it depends on the arguments, and on what the prompts left behind.
+    skip, padding: as in `KVCache`.
     """
 
     def __init__(self, model: Decoder, skip=None, padding: Tensor | None = None):
@@ -343,7 +346,7 @@ class PromptCache:
 
     def followed_by(self, rows: Tensor) -> "PromptCache":
         """The cache of completions of which number i follows prompt rows[i]."""
-        follower = copy.copy(self)
+        follower = copy.copy(self)  # the same stored prompts, a length of its own
         follower.rows = rows
         follower.padding = self.padding[rows] if self.padding is not None else None
         return follower

@@ -1,4 +1,4 @@
-r"""The reward R of a completion (docs/method.md): is the answer it marks the reference answer? Text in, True/False out.
+r"""The reward R of a completion (docs/method.md), and first: is the answer that it marks the reference answer?
 
     is_correct("3 + 4 = 7, so she has 7 apples.\n#### 7 apples", "7")  ->  True
     is_correct(r"so \boxed{\left[\dfrac12, \infty\right)}", r"[0.5,\infty)")  ->  True
@@ -12,7 +12,7 @@ What it leaves out:
   * No algebra. `3 + 4`, `2^5` and `\sqrt{4}` are no numbers here, and `2(x+1)` is not `2x+2`: a right answer in another
     form than the reference's earns nothing. --grader math-verify asks a library that knows some (support/graders.py).
   * Percent signs, currencies and units are dropped: `50%` is 50, `5 million` is 5.
-  * That a completion without an end token is not correct is decided by `evaluate.score`, which sees tokens.
+  * That a completion without an end token is not correct and earns 0 is decided by `evaluate.score`, which sees tokens.
 
 The completion is written by the policy being trained, so it is hostile input: nothing is evaluated, every pass over it
 is linear in its length, what is longer than an answer is not read as one, and no string raises.

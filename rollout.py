@@ -182,7 +182,7 @@ class ScoreTokens(torch.autograd.Function):
         for part, target in zip(x.split(size), targets.split(size), strict=True):
             logits = ScoreTokens.logits(part, weight, temperature)
             top = logits.amax(dim=-1)
-            p = (logits - top[:, None]).exp_()  # of a sum that is not 1
+            p = (logits - top[:, None]).exp_()  # unnormalised
             whole = p.sum(dim=-1)
             total.append(top + whole.log())
             logprobs.append(logits.gather(1, target[:, None])[:, 0] - total[-1])
@@ -224,8 +224,8 @@ def completion_logprobs_naive(model, prompts, tokens, mask, temperature=1.0, ski
 
 def micro_batches(rollout: Rollout, advantages: Tensor, budget: int) -> list[tuple[list[int], bool]]:
     """(rows, whether they have a gradient): those with and without a signal apart, each cut by tokens."""
-    signal, lengths = advantages.tolist(), rollout.mask.sum(dim=1).tolist()
-    with_signal, silent = ([row for row, a in enumerate(signal) if bool(a) == has] for has in (True, False))
+    has_signal, lengths = (advantages != 0).tolist(), rollout.mask.sum(dim=1).tolist()
+    with_signal, silent = ([row for row, has in enumerate(has_signal) if has == wanted] for wanted in (True, False))
     return [
         (rows, has_signal)
         for chosen, has_signal in ((with_signal, True), (silent, False))

@@ -7,8 +7,8 @@ model along a policy gradient that is corrected for having been sampled elsewher
 directly under it, `update`. `warm_up` is supervised learning on worked solutions, before it. Then comes the run: its
 state, what it measures on the way, how it begins and how it ends.
 
-Every random number is a function of (seed, step) alone. So all that a checkpoint has to hold for `--resume` to go on as
-if the run had never stopped are weights, AdamW's moments, and how far it has come (`Run.state`).
+Every random number is a function of (seed, step) alone. So a checkpoint holds the weights, AdamW's moments, what nested
+models are made from, and how far the run has come (`Run.state`); `--resume` goes on as if it had never stopped.
 """
 
 import json
@@ -48,7 +48,7 @@ from skip import parse_valid_layers, sample_mask
 from support import checkpoint
 from support.checkpoint import hear_signals, terminable, uninterrupted
 from support.graders import grader
-from support.log import Log, complain, examples, out_of_memory, read, readable
+from support.log import Log, complain, examples, read, readable
 from support.optimizer import Optimizer
 from support.pretrained import check_room, find_checkpoint, load_model
 from support.settings import Settings, parse, settings_of
@@ -68,7 +68,7 @@ def reinforce(run: "Run") -> None:
         prompts = [run.tokenizer.encode_prompt(problem.question) for problem in problems]
         if s.skip_ratio:  # SKIP
             measure_if_due(run)  # SKIP
-        skip = run.mask(run.watch.n_skipped, step)  # SKIP
+        skip = run.skip_mask(run.watch.n_skipped, step)  # SKIP
 
         seed = s.seed * 2**32 + step * s.prompts
         options = s.samples, s.max_new_tokens, run.tokenizer.eos_ids, s.temperature
@@ -140,7 +140,7 @@ def warm_up(run: "Run") -> None:
         prompts, completions = worked(run, draw_problems(run.train, s.warmup_batch, step, s.seed))
         tokens, mask = pack(completions, model.device)
         n_skipped = round(s.layer_dropout * min(1, 2 * step / steps) * model.config.num_hidden_layers)  # SKIP
-        skip = run.mask(n_skipped, step)  # SKIP
+        skip = run.skip_mask(n_skipped, step)  # SKIP
         loss, accepted, z = 0.0, 0.0, normaliser(mask)
         with run.log.phase("update"):
             if n_skipped and step % 20 == 0:  # SKIP: the model has moved
@@ -168,7 +168,7 @@ def warm_up(run: "Run") -> None:
                 run.advance(step, figures, [])
         finish_step(run)
     with uninterrupted():
-        run.measured = model.bypass = None  # SKIP: they were another model's
+        run.measured = model.bypass = None  # SKIP: measured on other weights
         run.optimizer = Optimizer(model)  # AdamW begins anew
         run.phase, run.step, run.figures = "reinforce", 0, {}
 
@@ -198,28 +198,28 @@ class Run:
     tokenizer: Tokenizer
     train: list[data.Problem]
     tests: dict[str, list[data.Problem]]  # by split: test, and arith's wordings
-    valid: list[int] | None  # SKIP: None: measured
+    valid: list[int] | None  # SKIP: the valid layers; None: as they are measured
     log: Log
 
     def __post_init__(self):
         self.optimizer = Optimizer(self.model)
         self.grade = grader(self.settings.grader)
         self.phase = "warmup" if self.settings.warmup_epochs else "reinforce"
-        self.step = 0  # that was taken last, within the phase
+        self.step = 0  # the last completed one of this phase
         self.figures: dict | None = None  # of that step, until they are written
         self.measured: Measured | None = None  # SKIP: by `measure_nested`
         ratio, n_layers = self.settings.skip_ratio, self.model.config.num_hidden_layers
         self.watch = Watch(1 if ratio == "auto" else round(ratio * n_layers))  # SKIP: how many layers to skip
 
     def last_step(self) -> int:
-        """Of the phase."""
+        """The number of this phase's last step."""
         s = self.settings
         return s.steps if self.phase == "reinforce" else math.ceil(s.warmup_epochs * len(self.train) / s.warmup_batch)
 
     def is_evaluated(self, step: int) -> bool:
         return step % self.settings.eval_every == 0 or step == self.settings.steps
 
-    def mask(self, n_skipped: int, step: int) -> tuple[bool, ...]:  # SKIP
+    def skip_mask(self, n_skipped: int, step: int) -> tuple[bool, ...]:  # SKIP
         """D3 with that many layers: the mask of a step."""
         n_layers = self.model.config.num_hidden_layers
         generator = torch.Generator().manual_seed((self.settings.seed * 1_000_003 + step) % 2**32)  # it reads 32 bits
@@ -229,8 +229,8 @@ class Run:
         return sample_mask(n_layers, n_skipped / n_layers, valid, generator)
 
     def advance(self, step: int, figures: dict, samples: list[dict]) -> None:
-        """The state that goes with weights that have just moved; to be called while signals wait, for half a step is
-        no state to go on from."""
+        """Records that the weights have moved; to be called inside `uninterrupted`, since half a step cannot be resumed
+        from."""
         self.step, self.figures, self.log.samples = step, figures, samples
         if self.phase == "reinforce":  # SKIP
             self.watch.see(figures["acceptance"])
@@ -337,7 +337,7 @@ def describe(rollout: Rollout, rewards: Tensor, advantages: Tensor, seconds: flo
 
 def measure_if_due(run: Run) -> None:  # SKIP
     """Measures nested models if they are measured at all and have not been, or the model has moved away from what was
-    measured; prints the layers. What a checkpoint itself gives is kept beside it."""
+    measured; prints the layers. What the weights of --model themselves give is kept in its folder."""
     s, layers, bypass = run.settings, run.valid is None, run.settings.bypass != "identity"
     missing = (layers and run.measured is None) or (bypass and run.model.bypass is None)
     if not missing and not ((layers or bypass) and run.watch.drifted()):
@@ -390,7 +390,7 @@ def stamp(run: Run) -> str:  # SKIP
 
 
 def set_up(given: dict, resume: bool = False) -> Run:
-    """Reads all that the user named, before anything long is begun or written. Raises ValueError or OSError."""
+    """Reads all that the user named, before any slow work and any writing. Raises ValueError or OSError."""
     s = settings_of(given) if resume else Settings(**given).decided()
     out = Path(os.path.expanduser(s.out or f"runs/{datetime.now():%Y-%m-%d-%H%M%S}"))
     if not resume and ((out / "metrics.jsonl").exists() or (out / "checkpoint").exists()):
@@ -474,8 +474,6 @@ def work(run: Run) -> int:
             run.save()
         if isinstance(error, KeyboardInterrupt):
             print("interrupted; --resume goes on from here", file=sys.stderr)
-        elif not out_of_memory(error):
-            raise
         lower = LESS_MEMORY.get(log.phase_now, "the size of the model")
         return complain(error, f"lower {lower} (it ran out in the phase: {log.phase_now or 'set-up'})")
 

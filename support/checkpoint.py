@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from support.optimizer import Optimizer
 
 
-def save(folder: Path, write: Callable[[Path], None], weights: Optimizer, state: dict, keep: int) -> None:
+def save(folder: Path, write: Callable[[Path], None], optimizer: Optimizer, state: dict, keep: int) -> None:
     """Writes DIR/checkpoint; the one before becomes DIR/checkpoint-STEP, and `keep` of them stay in all.
 
     write: puts the model's own files into a folder.  state: what else a resume needs, as JSON, with `phase` and `step`.
@@ -33,7 +33,7 @@ def save(folder: Path, write: Callable[[Path], None], weights: Optimizer, state:
             shutil.rmtree(partial, ignore_errors=True)
             write(partial)
             (partial / "training").mkdir()  # apart: whoever serves the model reads all *.safetensors beside config.json
-            save_file(weights.state(), partial / "training" / "optimizer.safetensors")
+            save_file(optimizer.state(), partial / "training" / "optimizer.safetensors")
             (partial / "training" / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
             if newest.exists():
                 before = json.loads((newest / "training" / "state.json").read_text(encoding="utf-8"))
@@ -49,7 +49,7 @@ def save(folder: Path, write: Callable[[Path], None], weights: Optimizer, state:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def load(checkpoint: Path, weights: Optimizer, keys: set[str]) -> dict:
+def load(checkpoint: Path, optimizer: Optimizer, keys: set[str]) -> dict:
     """Takes up the optimiser's part of what `save` wrote, and returns `state`. ValueError where it is of another model,
     has other keys, or is broken; nothing on disk is changed."""
     training = checkpoint / "training"
@@ -57,7 +57,7 @@ def load(checkpoint: Path, weights: Optimizer, keys: set[str]) -> dict:
         state = json.loads((training / "state.json").read_text(encoding="utf-8"))
         if state.keys() != keys:
             raise KeyError(*(state.keys() ^ keys))
-        weights.load(load_file(training / "optimizer.safetensors"))
+        optimizer.load(load_file(training / "optimizer.safetensors"))
     except FileNotFoundError as error:
         raise ValueError(f"{checkpoint}: cannot be resumed from, {Path(error.filename).name} is not there") from None
     except (ValueError, AttributeError, KeyError, TypeError, RuntimeError, SafetensorError) as error:

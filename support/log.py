@@ -40,7 +40,7 @@ class Log:
     def phase(self, name: str):
         self.phase_now, start = name, time.perf_counter()
         yield
-        self.phase_now = ""
+        self.phase_now = ""  # not in a finally: after an error it says where it came from
         self.seconds[f"seconds_{name}"] = self.seconds.get(f"seconds_{name}", 0.0) + time.perf_counter() - start
 
     def write(self, line: str, **figures) -> None:

@@ -52,7 +52,7 @@ def test_a_bonus_is_a_reward_and_no_accuracy(folder, monkeypatch):
     records = score(
         tokenizer, [data.Problem("3 + 4?", "7", "")], rollout_of(tokenizer, texts, [True, True, True, False])
     )
-    assert [[r["reward"] for r in samples] for samples in records] == [[1.5, 0.5, 0.0, 0.5]]
+    assert [[r["reward"] for r in samples] for samples in records] == [[1.5, 0.5, 0.0, 0.0]]
     assert [[r["correct"] for r in samples] for samples in records] == [[True, False, False, False]]
     assert accuracy(records)[0] == 0.25
 

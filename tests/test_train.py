@@ -562,6 +562,7 @@ def test_a_run_leaves_metrics_samples_settings_and_a_checkpoint(run, easy_reward
 
 def test_a_bonus_moves_the_reward_and_leaves_accuracy_alone(run, monkeypatch):
     """A reward of one's own is for the gradient: here every completion earns at least 7, and none is correct."""
+    monkeypatch.setattr(Tokenizer, "_ways_to_end", lambda self: list(range(300)))  # what does not end earns 0
     monkeypatch.setattr(evaluate, "reward", lambda text, correct: correct + 7.0 + len(text) % 2)
     _, out = run("--eval-every", "1")
     for row in metrics(out)[1:]:
@@ -896,7 +897,7 @@ def test_the_gradient_of_a_layer_dropout_is_the_supervised_one_and_the_nested_mo
         run = measuring(warmup_epochs=1, warmup_batch=10, layer_dropout=0.5, micro_batch_tokens=budget)
         run.model.bypass = Bypass(*(torch.ones(shape) / 32 for shape in ((4, 2, 32), (4, 32, 2), (4, 2, 32))))
         run.measured = Measured([0.9] * 4, [1, 2, 0, 3], [0.9] * 4)
-        skip = run.mask(2, step=1)
+        skip = run.skip_mask(2, step=1)
         model = copy.deepcopy(run.model)
         run.optimizer.step = lambda *_: gradients.append([p.grad for p in run.optimizer.masters]) or 0.0  # noqa: B023
         train.warm_up(run)
