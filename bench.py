@@ -41,7 +41,7 @@ from skip import sample_mask, valid_layers
 from support.log import complain
 from support.optimizer import Optimizer
 from support.pretrained import load_model
-from support.settings import Settings
+from support.settings import Settings, parse_strictly
 from train import update
 
 
@@ -302,7 +302,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=3, help="runs whose median is printed (default: 3)")
     parser.add_argument("--compare", action="store_true", help="time transformers' generate beside the rollouts")
     parser.add_argument("--point", help=argparse.SUPPRESS)  # one point of growth, in a process of its own
-    flags = parser.parse_args(arguments)
+    flags = parse_strictly(parser, arguments)
     unknown = set(flags.parts) - {*PARTS, "point"}
     try:
         if unknown:

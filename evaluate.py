@@ -22,6 +22,7 @@ from rollout import Rollout, generate
 from support.graders import GRADERS, grader
 from support.log import complain
 from support.pretrained import check_room, load_model
+from support.settings import parse_strictly
 from support.tokenizer import Tokenizer
 
 
@@ -131,7 +132,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", required=True, help="folder of a checkpoint, or a hub id")
     parser.add_argument("--dataset", required=True, help=f"{', '.join(data.DATASETS)}, or a file *.jsonl")
     parser.add_argument("--data-dir", help="folder with the data set's files (default: a cache, filled by a download)")
-    parser.add_argument("--split", help="train, test, of arith wordings, of a file all (default: test; of a file all)")
+    parser.add_argument(
+        "--split", help="train, valid (its last 100), test; wordings of arith, all of a file (default: test, or all)"
+    )
     parser.add_argument(
         "--grader", default=GRADERS[0], choices=GRADERS, help="of answers that are no numbers (default: rules)"
     )
@@ -145,7 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     parser.add_argument("--seed", type=int, default=0, help="of the samples (default: 0)")
     parser.add_argument("--out", default="generated.jsonl", help="where to write the texts (default: generated.jsonl)")
-    a = parser.parse_args(arguments)
+    a = parse_strictly(parser, arguments)
     low = {"problems": 1, "max_new_tokens": 1, "batch": 1, "samples": 0, "seed": 0, "temperature": 0.01}
     for name, bound in low.items():
         if getattr(a, name) is not None and not bound <= getattr(a, name) < math.inf:

@@ -3,17 +3,18 @@
 Everything that needs a model and exists because layers are skipped. A mask itself needs none (skip.py, D1-D3); here
 the valid layers of D2 are measured, and D3's identity gives way to a `Bypass`. docs/method.md has reasons and sources.
 
+    measure, Nested          all that is measured, a function of the weights alone
     Bypass, fit_bypass       what a skipped block adds to its input, in closed form
-    measure_layers           the order in which layers can be left out, by the acceptance Σ min(π, η)
-    Watch                    how many to skip while the model changes
+    Measured, order_layers   the order in which layers can be left out, by the acceptance Σ min(π, η)
+    most_layers              how many, on masks drawn as training draws them
     save, read               what is kept of it beside a checkpoint
 
     L layers   C hidden_size   R rank   B rows   T tokens   m completion tokens   V vocabulary
 """
 
+import hashlib
+import json
 import math
-import warnings
-import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -24,10 +25,10 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from model import Block, Decoder
 from rollout import LOGITS, completion_hidden, generate, log_softmax, pack
+from skip import sample_mask
 
 PROBE = 16  # problems that the layers are measured on
 FIT = 64  # other problems, that a bypass is fitted on
@@ -35,6 +36,50 @@ LOOK = 64  # tokens of a completion that are looked at for either
 RIDGE = 0.01  # of the mean square of what a bypass is fitted on
 MASKS = 100  # different ones that a measured set of valid layers allows, at least
 LOST = 0.5  # a layer that loses this share of the acceptance is not skipped unless so many are asked for
+DRAWN = 10  # masks on which the number of layers is measured
+WANTED = 0.95  # their mean acceptance, at least
+
+
+@dataclass
+class Nested:
+    """What a model's nested models are made from, besides its `bypass`."""
+
+    step: int  # before which it was measured
+    n_skipped: int  # layers that a mask skips
+    layers: "Measured | None"  # None: the valid layers are given
+    of: str  # the `stamp` of what it was measured on
+
+
+@torch.no_grad()
+def measure(
+    model: Decoder,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    eos_ids: list[int],
+    temperature: float,
+    bypass: str,
+    valid: list[int] | None,
+    n_skipped: int | None,
+) -> tuple[int, "Measured | None"]:
+    """Fits the model's bypass, orders its layers, and chooses how many to skip; all on its own completions.
+
+    prompts: PROBE for the acceptance and FIT others for the bypass; fewer where there are not so many.
+    bypass: as --bypass.  valid: the valid layers, None to measure them.  n_skipped: layers to skip, None to measure it.
+    -> layers to skip, and the measured layers. Depends on weights and arguments alone, on nothing measured before.
+    """
+    completions = own_completions(model, prompts, max_new_tokens, eos_ids, temperature)
+    model.bypass = bypass_of(model, bypass, prompts[-FIT:], completions[-FIT:])
+    prompts, (tokens, mask) = prompts[:PROBE], pack(completions[:PROBE], model.device)
+    full, n_layers = completion_hidden(model, prompts, tokens, mask), model.config.num_hidden_layers
+
+    def acceptance(skip: tuple[bool, ...]) -> float:
+        states = completion_hidden(model, prompts, tokens, mask, skip)
+        return overlap(full, states, model.lm_head.weight, temperature)
+
+    layers = order_layers(acceptance, n_layers) if valid is None else None
+    if n_skipped is None:
+        n_skipped = most_layers(acceptance, n_layers, valid if layers is None else layers)
+    return n_skipped, layers
 
 
 # ---- what a skipped layer becomes
@@ -140,21 +185,6 @@ class Measured:
         return "\n".join(["", *lines, masks + (f"; never {others}" if others else ""), ""])
 
 
-@torch.no_grad()
-def measure_layers(
-    model: Decoder, prompts: list[list[int]], completions: list[list[int]], temperature: float
-) -> Measured:
-    """The order in which the model's layers, with its bypass in their place, can be left out on these completions."""
-    tokens, mask = pack(completions, model.device)
-    full = completion_hidden(model, prompts, tokens, mask)
-
-    def acceptance(skip: tuple[bool, ...]) -> float:
-        states = completion_hidden(model, prompts, tokens, mask, skip)
-        return divergence(full, states, model.lm_head.weight, temperature)[1].item()
-
-    return order_layers(acceptance, model.config.num_hidden_layers)
-
-
 def order_layers(acceptance: Callable[[tuple[bool, ...]], float], n_layers: int) -> Measured:
     """Orders the layers by what skipping them does: acceptance maps a mask to the acceptance under it.
 
@@ -188,108 +218,76 @@ def own_completions(
     return [row[kept].tolist() for row, kept in zip(rollout.tokens, rollout.mask, strict=True)]
 
 
-def divergence(x: Tensor, y: Tensor, weight: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """How far q = softmax(y weightᵀ/τ) is from p = softmax(x weightᵀ/τ), x and y (m, C): the means over the m tokens
-    of KL(p‖q) and, detached, of Σ min(p, q) = 1 − TV(p, q), the share of q's tokens that p would accept.
-
-    The gradient is that of q alone: p is what q is to become (distillation; Hinton et al., 2015). The logits, about
-    LOGITS at a time, are computed again in the backward pass.
-    """
-
-    def compare(x: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        log_p = log_softmax(F.linear(x, weight).detach(), temperature)
-        log_q, p = log_softmax(F.linear(y, weight), temperature), log_p.exp()
-        return (p * (log_p - log_q)).sum(), torch.minimum(p, log_q.detach().exp()).sum()
-
-    size = math.ceil(LOGITS / len(weight))
-    parts = [
-        checkpoint(compare, *part, weight, use_reentrant=False, preserve_rng_state=False)
-        for part in zip(x.split(size), y.split(size), strict=True)
-    ]
-    kl, overlap = (torch.stack(each).sum() / len(x) for each in zip(*parts, strict=True))
-    return kl, overlap
+def overlap(x: Tensor, y: Tensor, weight: Tensor, temperature: float = 1.0) -> float:
+    """The mean over m tokens of Σ min(p, q) = 1 − TV(p, q), the share of q's tokens that p would accept, for
+    p = softmax(x weightᵀ/τ) and q = softmax(y weightᵀ/τ), x and y (m, C). About LOGITS logits at a time."""
+    total, size = 0.0, math.ceil(LOGITS / len(weight))
+    for some_x, some_y in zip(x.split(size), y.split(size), strict=True):
+        p, q = (log_softmax(F.linear(states, weight), temperature).exp() for states in (some_x, some_y))
+        total += torch.minimum(p, q).sum().item()
+    return total / len(x)
 
 
 # ---- how many
 
 
-@dataclass
-class Watch:
-    """How many layers to skip while a model changes, by the acceptance of its batches.
+def most_layers(acceptance: Callable[[tuple[bool, ...]], float], n_layers: int, valid: list[int] | Measured) -> int:
+    """The most layers to skip of which DRAWN masks, drawn as training draws them, keep a mean acceptance of WANTED.
 
-    The rule, with a wanted acceptance A: `mean` is the running mean of the acceptance at the present number of layers
-    k, over about eight batches.  Where it is below A after two of them, one layer fewer is skipped.  Where it has been
-    above for four, and would still be above with one more if what is lost, 1 − mean, grew in proportion to k, one more
-    is skipped, though not within ten batches of a step down.  Each change of k begins a new mean.
+    valid: the valid layers, or the measured ones, which depend on how many are skipped.
     """
-
-    n_skipped: int
-    mean: float = 1.0
-    batches: int = 0  # in the mean
-    best: float = 0.0  # highest mean at this k since the measurement
-    hold: int = 0  # batches before k may grow again
-
-    def see(self, acceptance: float) -> None:
-        self.batches += 1
-        self.mean += (acceptance - self.mean) / min(self.batches, 8)
-        self.hold = max(0, self.hold - 1)
-        if self.batches >= 4:
-            self.best = max(self.best, self.mean)
-
-    def drifted(self) -> bool:
-        """Whether the mean has fallen by a twentieth: the measurement is out of date."""
-        return self.mean < self.best - 0.05
-
-    def adapt(self, wanted: float, most: int) -> None:
-        """Takes k one up or down, by the rule; at most `most`."""
-        k = self.n_skipped
-        grown = 1 - (1 - self.mean) * (k + 1) / max(k, 1)
-        if self.batches >= 2 and self.mean < wanted:
-            k, self.hold = k - 1, 10
-        elif self.batches >= 4 and self.hold == 0 and grown >= wanted and k < most:
-            k += 1
-        if k != self.n_skipped:
-            self.n_skipped, self.mean, self.batches, self.best = k, 1.0, 0, 0.0
+    most = valid.most if isinstance(valid, Measured) else len(valid)
+    for k in range(1, most + 1):
+        layers = valid.valid_layers(k) if isinstance(valid, Measured) else valid
+        generator = torch.Generator().manual_seed(0)
+        masks = [sample_mask(n_layers, k / n_layers, layers, generator) for _ in range(DRAWN)]
+        if sum(map(acceptance, masks)) / DRAWN < WANTED:
+            return k - 1
+    return most
 
 
 # ---- what is kept
 
 
-def stamp(model: Decoder, *settings) -> str:
-    """What a measurement depends on: settings, and the weights by the first row of each."""
-    weights = 0
+def stamp(model: Decoder, *facts) -> str:
+    """What a measurement depends on: all weights, their dtype, and the facts given (settings, data)."""
+    digest = hashlib.sha256(repr((*facts, str(model.dtype))).encode())
     for parameter in model.parameters():
-        weights = zlib.crc32(parameter.detach()[:1].float().cpu().numpy().tobytes(), weights)
-    return repr((*settings, weights))
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
-def save(folder: Path, bypass: Bypass | None, measured: Measured | None, of: str) -> None:
+def save(folder: Path, bypass: Bypass | None, nested: Nested | None) -> None:
     """Writes what was measured, if anything, into folder/nested: a directory of its own, since whoever serves the model
-    reads all *.safetensors beside config.json.  of: its `stamp`."""
+    reads all *.safetensors beside config.json."""
+    if nested is None:
+        return
     tensors = {} if bypass is None else vars(bypass).copy()
-    if measured:
-        tensors |= {name: torch.from_numpy(np.array(figures)) for name, figures in asdict(measured).items()}
-    if tensors:
-        (folder / "nested").mkdir(exist_ok=True)
-        save_file(tensors, folder / "nested" / "measured.safetensors", metadata={"of": of})
+    if nested.layers:
+        tensors |= {name: torch.from_numpy(np.array(figures)) for name, figures in asdict(nested.layers).items()}
+    (folder / "nested").mkdir(exist_ok=True)
+    facts = {"step": nested.step, "n_skipped": nested.n_skipped, "of": nested.of}
+    save_file(
+        tensors, folder / "nested" / "measured.safetensors", metadata={"nested": json.dumps(facts)}
+    )  # one text keeps its order
 
 
-def read(folder: Path, model: Decoder, of: str | None = None) -> tuple[Bypass | None, Measured | None]:
-    """What `save` wrote: a bypass for this model, and the measured layers; None for what is not there.
+def read(folder: Path, model: Decoder) -> tuple[Bypass | None, Nested | None]:
+    """What `save` wrote: a bypass for this model, and the rest; None for what is not there.
 
-    of: the `stamp` that it must have; another one counts as nothing there. None, in a resume: any, for it may be of
-    earlier weights. A broken file is an error in a resume, else a warning. Raises ValueError that names the file.
+    Raises ValueError that names the file where it is broken.
     """
-    path, tensors = folder / "nested" / "measured.safetensors", {}
+    path = folder / "nested" / "measured.safetensors"
+    if not path.is_file():
+        return None, None
     try:
-        if path.is_file():
-            with safe_open(path, framework="pt") as file:
-                if of is None or (file.metadata() or {}).get("of") == of:
-                    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-    except SafetensorError as error:
-        if of is None:
-            raise ValueError(f"{path}: not a whole safetensors file ({error})") from None
-        warnings.warn(f"{path}: not a whole safetensors file ({error}), measured again", stacklevel=1)
-    bypass = [tensors[f.name].to(model.device, model.dtype) for f in fields(Bypass) if f.name in tensors]
-    measured = [tensors[f.name].tolist() for f in fields(Measured) if f.name in tensors]
-    return Bypass(*bypass) if bypass else None, Measured(*measured) if measured else None
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads(file.metadata()["nested"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+        bypass = [tensors[f.name].to(model.device, model.dtype) for f in fields(Bypass) if f.name in tensors]
+        layers = [tensors[f.name].tolist() for f in fields(Measured) if f.name in tensors]
+        measured = Measured(*layers) if layers else None
+        nested = Nested(facts["step"], facts["n_skipped"], measured, facts["of"])
+        return Bypass(*bypass) if bypass else None, nested
+    except (SafetensorError, TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"{path}: not a whole measurement ({error!r})") from None

@@ -14,10 +14,15 @@ from pathlib import Path
 from support.log import ACCURACIES, complain, read
 
 
+def reinforced(rows: list[dict]) -> list[dict]:
+    """The steps alone, without the evaluations."""
+    return [row for row in rows if row["phase"] == "reinforce"]
+
+
 def table(rows: list[dict]) -> str:
     """Accuracy before and after; the nested model's speed beside the full one's; how far off-policy it was."""
-    steps, lines = rows[1:], [f"{'accuracy':28}{'before':>16}{'after':>16}"]
-    names = ("test, greedy", "test, sampled", "new wordings, greedy", "new wordings, sampled")
+    steps, lines = reinforced(rows), [f"{'accuracy':28}{'before':>16}{'after':>16}"]
+    names = [f"{split}, {mode}" for split in ("test", "new wordings", "valid") for mode in ("greedy", "sampled")]
     for name, key in zip(names, ACCURACIES, strict=True):
         known = [(row[key], row[f"{key}_se"]) for row in rows if row[key] is not None]
         if known:
@@ -47,12 +52,13 @@ def table(rows: list[dict]) -> str:
 
 def points(rows: list[dict], width: int = 60) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
     """(step, reward) with neighbouring steps averaged into `width` points at most, and (step, sampled accuracy)."""
-    steps = rows[1:]
+    steps = reinforced(rows)
     size = math.ceil(len(steps) / width)
     groups = [steps[start : start + size] for start in range(0, len(steps), size)] if steps else []
     reward = [tuple(statistics.fmean(row[key] for row in group) for key in ("step", "reward")) for group in groups]
-    key = "test_accuracy_sampled"
-    return reward, [(row["step"], row[key]) for row in rows if row[key] is not None]
+    both = ((row["step"], row["test_accuracy_sampled"], row["valid_accuracy_sampled"]) for row in rows)
+    known = [(step, test if valid is None else valid) for step, test, valid in both]
+    return reward, [(step, accuracy) for step, accuracy in known if accuracy is not None]
 
 
 def curve(rows: list[dict], width: int = 60, height: int = 10) -> str:
@@ -67,7 +73,7 @@ def curve(rows: list[dict], width: int = 60, height: int = 10) -> str:
     labels = {height: f"{top:.2f}", 0: "0.00"}
     lines = [f"{labels.get(level, ''):>5} |{''.join(grid[level])}".rstrip() for level in reversed(range(height + 1))]
     lines.append(f"{'':5} +{'-' * width}> step {last}")
-    return "\n".join([*lines, "· reward of the nested samples    o accuracy on the test split, full model, sampled"])
+    return "\n".join([*lines, "· reward of the nested samples    o accuracy of the full model, sampled"])
 
 
 def draw(rows: list[dict], path: Path) -> bool:
@@ -80,7 +86,7 @@ def draw(rows: list[dict], path: Path) -> bool:
     figure = Figure(figsize=(7, 4))
     axes = figure.subplots()
     axes.plot(*zip(*reward, strict=True), label="reward of the nested samples")
-    axes.plot(*zip(*test, strict=True), "o-", label="accuracy on the test split, full model, sampled")
+    axes.plot(*zip(*test, strict=True), "o-", label="accuracy of the full model, sampled")
     axes.set(xlabel="step", ylim=(0, None))
     axes.legend()
     figure.savefig(path, dpi=150)

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from report import read
+from report import reinforced
+from support.log import read
 
 
 def by_problem(folder: Path) -> dict[str, float]:
@@ -47,7 +48,7 @@ def draw(arms: dict[str, list[list[dict]]], path: Path) -> None:
         for axis, (label, of) in zip(axes, spent.items(), strict=True):
             points = []
             for rows in runs:
-                total = np.cumsum([of(row) if row["step"] else 0 for row in rows])
+                total = np.cumsum([of(row) if row["phase"] == "reinforce" else 0 for row in rows])
                 known = [i for i, row in enumerate(rows) if row["test_accuracy_sampled"] is not None]
                 points.append([(total[i], 100 * rows[i]["test_accuracy_sampled"]) for i in known])
             x, y = np.mean(points, axis=0).T
@@ -82,7 +83,7 @@ def main() -> None:
         low, high = interval(difference)
         each = " / ".join(f"{100 * statistics.mean(seed.values()):.1f}" for seed in seeds)
         against = f"{100 * difference.mean():+.1f} ({100 * low:+.1f} … {100 * high:+.1f})" if difference.any() else "–"
-        steps = [row for rows in runs for row in rows[1:]]
+        steps = [row for rows in runs for row in reinforced(rows)]
         seconds, tokens = (sum(map(of, steps)) / len(runs) for of in (cost, lambda row: row["tokens"]))
         means = [statistics.mean(row[key] for row in steps) for key in ("reward", "acceptance", "ess")]
         signal = statistics.mean(1 - row["silent_groups"] for row in steps)

@@ -35,12 +35,15 @@ def save(folder: Path, write: Callable[[Path], None], optimizer: Optimizer, stat
             (partial / "training").mkdir()  # apart: whoever serves the model reads all *.safetensors beside config.json
             save_file(optimizer.state(), partial / "training" / "optimizer.safetensors")
             (partial / "training" / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
+            before = None
             if newest.exists():
                 before = json.loads((newest / "training" / "state.json").read_text(encoding="utf-8"))
                 older = folder / f"checkpoint-{'warmup-' * (before['phase'] == 'warmup')}{before['step']}"
                 shutil.rmtree(older, ignore_errors=True)
                 os.replace(newest, older)
             os.replace(partial, newest)
+            if before and (before["phase"], before["step"]) == (state["phase"], state["step"]):
+                shutil.rmtree(older)  # the same step, before its evaluation
             for old in older_checkpoints(folder)[keep - 1 :]:
                 shutil.rmtree(old)
     except SafetensorError as error:  # its way to say that the disk is full
@@ -49,19 +52,25 @@ def save(folder: Path, write: Callable[[Path], None], optimizer: Optimizer, stat
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def load(checkpoint: Path, optimizer: Optimizer, keys: set[str]) -> dict:
-    """Takes up the optimiser's part of what `save` wrote, and returns `state`. ValueError where it is of another model,
-    has other keys, or is broken; nothing on disk is changed."""
+def load(checkpoint: Path, optimizer: Optimizer, like: dict) -> dict:
+    """Takes up the optimiser's part of what `save` wrote, and returns `state`, which has the keys of `like` and its
+    `format`. ValueError where it is of another version or model, or broken; nothing on disk is changed."""
     training = checkpoint / "training"
     try:
         state = json.loads((training / "state.json").read_text(encoding="utf-8"))
-        if state.keys() != keys:
-            raise KeyError(*(state.keys() ^ keys))
-        optimizer.load(load_file(training / "optimizer.safetensors"))
+        if (written := state.get("format", 1)) == like["format"] and state.keys() != like.keys():
+            raise KeyError(*(state.keys() ^ like.keys()))
+        if written == like["format"]:
+            optimizer.load(load_file(training / "optimizer.safetensors"))
     except FileNotFoundError as error:
         raise ValueError(f"{checkpoint}: cannot be resumed from, {Path(error.filename).name} is not there") from None
     except (ValueError, AttributeError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{training}: not the state of this run's model ({error!r})") from None
+    if written != like["format"]:
+        raise ValueError(
+            f"{checkpoint}: of another version of this code (format {written}, this one reads {like['format']}); begin "
+            f"another run from its weights, with --model {checkpoint}"
+        )
     return state
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-ACCURACIES = tuple(f"{split}_accuracy{mode}" for split in ("test", "wordings") for mode in ("", "_sampled"))
+ACCURACIES = tuple(f"{split}_accuracy{mode}" for split in ("test", "wordings", "valid") for mode in ("", "_sampled"))
 # The keys of a line of metrics.jsonl; null where a figure is not defined.
 METRICS = (
     *("phase", "step", "reward", "loss", "grad_norm", "lr", "stepped"),
@@ -21,7 +21,7 @@ METRICS = (
     *("skipped_layers", "acceptance", "k1", "k3", "ratio_min", "ratio_max", "max_abs_log_ratio", "ess", "entropy"),
     *("silent_groups", "cut_off", "mean_length", "tokens", "tokens_per_second"),
     *("full_reward", "full_mean_length", "full_tokens_per_second"),
-    *("seconds_sample", "seconds_score", "seconds_update", "seconds_evaluate"),
+    *("seconds_sample", "seconds_score", "seconds_update", "seconds_measure", "seconds_evaluate"),
 )
 
 
@@ -31,10 +31,9 @@ class Log:
     def __init__(self, folder: Path):
         self.folder = folder
         self.phase_now = ""  # for what is said when memory runs out
-        self.saved = "none"  # the checkpoint, for the last line
-        self.seconds = {}
-        self.samples = []  # of the step that is not yet written
-        self.sizes = {"samples.jsonl": 0, "metrics.jsonl": 0}  # bytes, as of the last whole step
+        self.seconds = {}  # since the last line
+        self.sizes = {"samples.jsonl": 0, "metrics.jsonl": 0}  # bytes
+        self.last: tuple[str, int] | None = None  # phase and step of the last line
 
     @contextmanager
     def phase(self, name: str):
@@ -43,26 +42,36 @@ class Log:
         self.phase_now = ""  # not in a finally: after an error it says where it came from
         self.seconds[f"seconds_{name}"] = self.seconds.get(f"seconds_{name}", 0.0) + time.perf_counter() - start
 
-    def write(self, line: str, **figures) -> None:
-        figures |= self.seconds
+    def write(self, phase: str, step: int, last_step: int, figures: dict, samples: list[dict]) -> None:
+        """A line of metrics.jsonl and one on the terminal; the samples before it, into samples.jsonl."""
+        figures = figures | self.seconds
         unknown = figures.keys() - set(METRICS)
         assert not unknown, f"not among METRICS: {unknown}"
-        row = {key: figures.get(key) for key in METRICS}
+        row = {key: figures.get(key) for key in METRICS} | {"phase": phase, "step": step}
         row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        for name, rows in (("samples.jsonl", self.samples), ("metrics.jsonl", [row])):
+        for name, rows in (("samples.jsonl", samples), ("metrics.jsonl", [row])):
             with (self.folder / name).open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(each, ensure_ascii=False) + "\n" for each in rows)
         self.sizes = {name: (self.folder / name).stat().st_size for name in self.sizes}
-        self.seconds, self.samples = {}, []
-        tqdm.write(line)
+        self.seconds, self.last = {}, (phase, step)
+        tqdm.write(readable(row, last_step))
 
     def rewind(self, sizes: dict[str, int]) -> None:
-        """Cuts off what was written after a checkpoint. ValueError where a file is shorter than it was then."""
+        """Cuts off what was written after a checkpoint. ValueError where a file is shorter than it was then, or is not
+        what was written."""
         for name, size in sizes.items():
             path = self.folder / name
             path.touch()
             if path.stat().st_size < size:
                 raise ValueError(f"{path}: shorter than when the checkpoint was written, lines were taken out")
+        path = self.folder / "metrics.jsonl"
+        try:
+            lines = path.read_bytes()[: sizes["metrics.jsonl"]].splitlines()
+            self.last = (row := json.loads(lines[-1]))["phase"], row["step"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: not the metrics of this run ({error!r})") from None
+        except IndexError:
+            self.last = None  # nothing was written before that checkpoint
         for name, size in sizes.items():
             os.truncate(self.folder / name, size)
         self.sizes = sizes
@@ -73,40 +82,32 @@ def examples(step: int, mode: str, records: list[list[dict]]) -> list[dict]:
     return [{"step": step, "mode": mode, **samples[0]} for samples in records[:4]]
 
 
-def readable(phase: str, step: int, steps: int, f: dict, seconds: float | None) -> str:
-    """A step's figures as the line for the terminal."""
-    if phase == "warmup":
-        nested = (
-            f"  acceptance {f['acceptance']:.3f} without {len(f['skipped_layers'])} layers" if "acceptance" in f else ""
-        )
-        return f"warm-up {step}/{steps}  loss {f['loss']:.3f}{nested}  {seconds:.1f} s"
-    parts = [f"step {step}/{steps}"]
-    if step:
-        update = f"loss {f['loss']:+.4f}" if f["stepped"] else "no group has a signal: no step"
-        parts.append(
-            f"reward {f['reward']:.3f}  {update}  silent groups {f['silent_groups']:.0%}  "
-            f"acceptance {f['acceptance']:.3f}  ess {f['ess']:.3f}  length {f['mean_length']:.0f}  "
-            f"cut off {f['cut_off']:.0%}  {f['tokens_per_second']:.0f} tokens/s"
-        )
-    if "test_accuracy" in f:
-        parts.append(readable_accuracy(f))
-    return "  ".join(parts)
-
-
-def readable_accuracy(f: dict) -> str:
-    sampled = "test_accuracy_sampled"
-    return f"test: sampled {f[sampled]:.1%} ± {f[sampled + '_se']:.1%}, greedy {f['test_accuracy']:.1%}"
+def readable(f: dict, last_step: int) -> str:
+    """A line of metrics.jsonl for the terminal."""
+    if f["phase"] == "warmup":
+        return f"warm-up {f['step']}/{last_step}  loss {f['loss']:.3f}  {f['seconds_update']:.1f} s"
+    if f["phase"] == "evaluate":
+        key = "test_accuracy" if f["test_accuracy"] is not None else "valid_accuracy"
+        sampled, error, greedy = f[f"{key}_sampled"], f[f"{key}_sampled_se"], f[key]
+        split = key.removesuffix("_accuracy")
+        return f"step {f['step']}/{last_step}  {split}: sampled {sampled:.1%} ± {error:.1%}, greedy {greedy:.1%}"
+    update = f"loss {f['loss']:+.4f}" if f["stepped"] else "no group has a signal: no step"
+    return (
+        f"step {f['step']}/{last_step}  reward {f['reward']:.3f}  {update}  silent groups {f['silent_groups']:.0%}  "
+        f"acceptance {f['acceptance']:.3f}  ess {f['ess']:.3f}  length {f['mean_length']:.0f}  "
+        f"cut off {f['cut_off']:.0%}  {f['tokens_per_second']:.0f} tokens/s"
+    )
 
 
 def read(folder: str | Path) -> list[dict]:
-    """The reinforced steps of a run, step 0 first: that is the evaluation before them.
+    """The reinforced steps of a run and its evaluations, in their order.
 
-    Raises FileNotFoundError where no run is, ValueError where its metrics are broken or hold no such step.
+    Raises FileNotFoundError where no run is, ValueError where its metrics are broken or hold no such line.
     """
     path = Path(os.path.expanduser(folder)) / "metrics.jsonl"
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        rows = [row for row in rows if row["phase"] == "reinforce"]
+        rows = [row for row in rows if row["phase"] in ("reinforce", "evaluate")]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not the metrics of a run ({error!r})") from None
     if not rows:
@@ -115,13 +116,14 @@ def read(folder: str | Path) -> list[dict]:
 
 
 def complain(error: BaseException, advice: str = "take a smaller model") -> int:
-    """One line on what went wrong, and the exit status: 2 for what the user gave, 1 for what the machine lacks, 130 for
-    Ctrl-C.  advice: what to do where memory ran out.  Raises what is none of these, for it is a bug of ours."""
+    """One line on what went wrong, and the exit status: 2 for what the user gave, 1 for trouble of the machine or the
+    numbers, 130 for Ctrl-C.  advice: what to do where memory ran out.  Raises what is none of these: a bug of ours."""
     if isinstance(error, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
         return getattr(error, "status", 130)
     if out_of_memory(error):
         error = f"out of memory; {advice}"
-    elif not isinstance(error, ValueError | OSError):
+    elif not isinstance(error, ValueError | OSError | FloatingPointError | OverflowError):
         raise error
     print(f"error: {error}", file=sys.stderr)
     theirs = ValueError | FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError

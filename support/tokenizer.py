@@ -30,12 +30,13 @@ class Tokenizer:
 
     folder: of the checkpoint.  template: the user's own prompt with {question} in it, in place of the chat template;
         taken as it is, so it has to ask for the marker.
+    now: the date that a chat template may ask for; a resumed run sets it to the one that it began with.
     eos_ids: all tokens that end a completion; eos_id: the one that supervised completions end with.
     Raises FileNotFoundError or ValueError that names the file.
     """
 
     def __init__(self, folder: str | Path, template: str | None = None):
-        self.folder = Path(folder)
+        self.folder, self.now = Path(folder), datetime.now()
         path = self.folder / "tokenizer.json"
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; a checkpoint needs its tokenizer in this format")
@@ -91,7 +92,7 @@ class Tokenizer:
             return None
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         environment.filters["tojson"] = _to_json
-        environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
+        environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: self.now.strftime(form)}
         try:
             return environment.from_string(source)
         except (TemplateError, TypeError, AttributeError) as error:  # the latter for what is no text

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import signal
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -91,7 +92,7 @@ def small_model(dtype=torch.float64, seed: int = 0, std: float = 0.3, **sizes) -
 class Letters:
     """A tokenizer in which token i is the character chr(65 + i), for models of 29 tokens; three of them end."""
 
-    eos_ids, eos_id = [0, 12, 20], 0
+    eos_ids, eos_id, now = [0, 12, 20], 0, datetime(2026, 1, 31)
 
     def encode_prompt(self, question: str) -> list[int]:
         return [1, *self.encode(question)]

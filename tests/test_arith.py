@@ -184,10 +184,10 @@ def test_an_unknown_split_is_an_error_that_names_the_choices():
 def test_wordings_is_a_split_of_arith_alone():
     """The other data sets have no such split, and no run may take another in its place."""
     assert data.load("arith", "wordings") == load("wordings")
-    with pytest.raises(ValueError, match="'svamp', split 'wordings'.*one of train, test$"):
+    with pytest.raises(ValueError, match="'svamp', split 'wordings'.*one of train, test, valid$"):
         data.load("svamp", "wordings")
-    with pytest.raises(ValueError, match="'arith', split 'valid'.*wordings$"):
-        data.load("arith", "valid")
+    with pytest.raises(ValueError, match="'arith', split 'all'.*wordings, valid$"):
+        data.load("arith", "all")
 
 
 def test_operations_and_step_counts_are_balanced(problems):

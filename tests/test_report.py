@@ -15,19 +15,23 @@ def row(step: int, **figures) -> dict:
     return dict.fromkeys(METRICS) | {"phase": "reinforce", "step": step} | figures
 
 
-def accuracies(sampled: float, greedy: float, split: str = "test") -> dict:
-    key = f"{split}_accuracy"
-    return {key: greedy, f"{key}_se": 0.01, f"{key}_sampled": sampled, f"{key}_sampled_se": 0.02}
+def evaluation(step: int, *accuracies: tuple[str, float, float]) -> dict:
+    """A line with the sampled and the greedy accuracy of some splits."""
+    figures = {"phase": "evaluate"}
+    for split, sampled, greedy in accuracies:
+        key = f"{split}_accuracy"
+        figures |= {key: greedy, f"{key}_se": 0.01, f"{key}_sampled": sampled, f"{key}_sampled_se": 0.02}
+    return row(step, **figures)
 
 
 RUN = [
-    row(0, **accuracies(0.4, 0.5), **accuracies(0.1, 0.2, "wordings")),
+    evaluation(0, ("test", 0.4, 0.5), ("wordings", 0.1, 0.2)),
     row(1, **BATCH | {"reward": 0.25}),
-    row(2, **BATCH, **accuracies(0.5, 0.6), mean_length=10.0, tokens_per_second=3000.0)
-    | {"full_mean_length": 20.0, "full_tokens_per_second": 1500.0},
+    row(2, **BATCH, mean_length=10.0, tokens_per_second=3000.0, full_mean_length=20.0, full_tokens_per_second=1500.0),
+    evaluation(2, ("test", 0.5, 0.6)),
     row(3, **BATCH | {"reward": 1.0, "acceptance": None}),
-    row(4, **BATCH, **accuracies(0.65, 0.55), **accuracies(0.2, 0.2, "wordings"), mean_length=14.0)
-    | {"tokens_per_second": 5000.0, "full_mean_length": 22.0, "full_tokens_per_second": 2500.0},
+    row(4, **BATCH, mean_length=14.0, tokens_per_second=5000.0, full_mean_length=22.0, full_tokens_per_second=2500.0),
+    evaluation(4, ("test", 0.65, 0.55), ("wordings", 0.2, 0.2)),
 ]
 
 
@@ -52,9 +56,16 @@ def test_the_table_says_before_and_after_nested_and_full_first_and_last():
 
 def test_what_was_not_measured_has_no_line():
     """No wordings but in arith, no comparison where nothing was skipped, no batches where none was sampled."""
-    rows = [row(0, **accuracies(0.4, 0.5)), row(1, **BATCH)]
+    rows = [evaluation(0, ("test", 0.4, 0.5)), row(1, **BATCH)]
     assert "wordings" not in report.table(rows) and "full" not in report.table(rows)
     assert "reward" not in report.table(rows[:1]) and "test, greedy" in report.table(rows[:1])
+
+
+def test_a_run_that_is_evaluated_on_valid_is_reported_by_that_name():
+    """Its accuracy is no figure of the test split."""
+    rows = [evaluation(0, ("valid", 0.4, 0.5)), row(1, **BATCH), evaluation(1, ("valid", 0.6, 0.5))]
+    assert "valid, sampled 40.0% ± 2.0% 60.0% ± 2.0% +20.0 points" in " ".join(report.table(rows).split())
+    assert "test" not in report.table(rows) and report.points(rows)[1] == [(0, 0.4), (1, 0.6)]
 
 
 def test_the_curve_puts_rewards_and_accuracies_where_they_belong():
@@ -72,7 +83,7 @@ def test_the_curve_puts_rewards_and_accuracies_where_they_belong():
 
 def test_neighbouring_steps_are_averaged_where_there_are_more_than_columns():
     """A hundred noisy rewards in sixty columns would hide the curve."""
-    rows = [row(0, **accuracies(0.5, 0.5)), *(row(step, **BATCH | {"reward": step / 10}) for step in range(1, 6))]
+    rows = [evaluation(0, ("test", 0.5, 0.5)), *(row(step, **BATCH | {"reward": step / 10}) for step in range(1, 6))]
     reward, test = report.points(rows, width=3)
     assert [step for step, _ in reward] == [1.5, 3.5, 5.0]
     assert [value for _, value in reward] == pytest.approx([0.15, 0.35, 0.5])
@@ -81,7 +92,7 @@ def test_neighbouring_steps_are_averaged_where_there_are_more_than_columns():
 
 def test_a_run_that_earned_nothing_is_drawn_at_the_bottom():
     """All zeros have no scale of their own."""
-    rows = [row(0, **accuracies(0.0, 0.0)), row(1, **BATCH | {"reward": 0.0})]
+    rows = [evaluation(0, ("test", 0.0, 0.0)), row(1, **BATCH | {"reward": 0.0})]
     assert "· reward" in report.curve(rows)
 
 

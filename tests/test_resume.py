@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -22,11 +23,13 @@ import nested
 import train
 from model import Decoder
 from support import checkpoint as saving
+from support import log
 from support.optimizer import Optimizer
 
 FLAGS = [
     *"--device cpu --dtype bfloat16 --warmup-epochs 1 --warmup-batch 8 --warmup-lr 0.001 --steps 4".split(),
     *"--prompts 2 --samples 3 --max-new-tokens 4 --lr 0.001 --eval-every 2 --eval-problems 2 --save-every 2".split(),
+    *"--skip-ratio 0.5 --measure-every 2".split(),  # a bypass, and a measurement between kills
 ]
 
 
@@ -53,8 +56,10 @@ def whole_run(checkpoint, tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         easy(monkeypatch)
         assert train.main([*FLAGS, "--model", str(checkpoint), "--out", str(out)]) == 0
-    rows = untimed(out)
-    assert [row["step"] for row in rows] == [1, 2, 3, 0, 1, 2, 3, 4] and any(row["stepped"] for row in rows[4:])
+    lines = [(row["phase"][0], row["step"]) for row in untimed(out)]
+    assert lines == [("w", 1), ("w", 2), ("w", 3), ("e", 0), ("r", 1), ("r", 2), ("e", 2), ("r", 3), ("r", 4), ("e", 4)]
+    assert any(row["stepped"] for row in untimed(out) if row["phase"] == "reinforce")
+    assert nested.read(out / "checkpoint", Decoder.from_pretrained(out / "checkpoint"))[1].step == 3
     return out
 
 
@@ -70,15 +75,17 @@ def assert_same(out: Path, reference: Path) -> None:
     for name in ("model.safetensors", "training/optimizer.safetensors"):
         one, other = (load_file(folder / "checkpoint" / name) for folder in (out, reference))
         assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one), name
+    one, other = (folder / "checkpoint" / "nested" / "measured.safetensors" for folder in (out, reference))
+    assert one.read_bytes() == other.read_bytes(), "what nested models are made from"
 
 
-def strike(monkeypatch, place, name: str, call: int, error: BaseException) -> None:
-    """The call-th call of place.name raises, once."""
+def strike(monkeypatch, place, name: str, call: int, error: BaseException, forever: bool = False) -> None:
+    """The call-th call of place.name raises, once, or all from then on."""
     calls, original = [], getattr(place, name)
 
     def struck(*arguments, **keywords):
         calls.append(1)
-        if len(calls) == call:
+        if len(calls) == call or (forever and len(calls) > call):
             if isinstance(error, Killed):
                 monkeypatch.setattr(train.Run, "save", lambda run: None)
             raise error
@@ -87,29 +94,34 @@ def strike(monkeypatch, place, name: str, call: int, error: BaseException) -> No
     monkeypatch.setattr(place, name, struck)
 
 
-MOMENTS = [  # where, and which call: the warm-up has 3 steps and 2 checkpoints, then come step 0 and 4 steps
-    (train, "completion_hidden", 3),  # the last step of the warm-up, after a checkpoint
-    (evaluate, "evaluate", 4),  # step 0: the last split
-    (nested, "generate", 1),  # the completions that nested models are measured on
-    (nested, "order_layers", 1),
-    (train, "generate", 3),  # the full model's rollout at the evaluation of step 2
-    (evaluate, "evaluate", 6),  # after step 2, which is taken, in the middle of its evaluation
-    (Optimizer, "collect_gradients", 4),
-    (train.Log, "write", 6),
-    (train.Decoder, "save_pretrained", 4),
-    (saving, "save_file", 3),
-    (saving.os, "replace", 4),  # the old checkpoint is still there, the new one is whole
-    (saving.os, "replace", 5),  # between the two
-    (saving.shutil, "rmtree", 11),
-    (nested, "save_file", 1),
-]
+MOMENTS = {  # where, and which call: the warm-up has 3 steps and 2 checkpoints, then come step 0 and 4 steps
+    "the warm-up's last step": (train, "completion_logprobs", 3),
+    "the boundary of the warm-up's last step": (train.Log, "write", 3),
+    "the evaluation before step 1": (evaluate, "evaluate", 4),
+    "the completions that nested models are measured on": (nested, "generate", 1),
+    "a measurement": (nested, "order_layers", 1),
+    "the second measurement": (nested, "order_layers", 2),
+    "a rollout": (train, "generate", 2),
+    "the full model's rollout at step 2": (train, "generate", 3),
+    "a backward pass": (Optimizer, "collect_gradients", 4),
+    "an optimiser's step": (torch.optim.AdamW, "step", 5),
+    "the boundary of step 2": (train.Log, "write", 6),
+    "half a line": (log.json, "dumps", 30),
+    "the evaluation after step 2": (evaluate, "evaluate", 6),
+    "the line of the evaluation after step 2": (train.Log, "write", 7),
+    "the weights' file": (train.Decoder, "save_pretrained", 4),
+    "the optimiser's file": (saving, "save_file", 3),
+    "the measurement's file": (nested, "save_file", 1),
+    "the old checkpoint is still there, the new one is whole": (saving.os, "replace", 5),
+    "between the two": (saving.os, "replace", 6),
+    "an old checkpoint's removal": (saving.shutil, "rmtree", 11),
+}
+FAST = ("the evaluation after step 2", "between the two", "the second measurement")
 
 
-@pytest.mark.parametrize(
-    "moment", [i if i in (5, 11) else pytest.param(i, marks=pytest.mark.slow) for i in range(len(MOMENTS))]
-)
+@pytest.mark.parametrize("moment", [m if m in FAST else pytest.param(m, marks=pytest.mark.slow) for m in MOMENTS])
 def test_a_run_killed_at_any_moment_goes_on_as_if_it_had_not_been(checkpoint, whole_run, tmp_path, monkeypatch, moment):
-    """Weights, moments, metrics and samples, with float32 masters beside bfloat16 weights; in the warm-up as well."""
+    """Weights, moments, metrics, samples and what was measured, with float32 masters beside bfloat16 weights."""
     out = str(tmp_path / "out")
     with monkeypatch.context() as context, pytest.raises(Killed):
         strike(context, *MOMENTS[moment], Killed())
@@ -120,26 +132,64 @@ def test_a_run_killed_at_any_moment_goes_on_as_if_it_had_not_been(checkpoint, wh
 
 
 @pytest.mark.parametrize(
-    "moment, error, status",
+    "moment, error, status, boundary",
     [
-        pytest.param(0, KeyboardInterrupt(), 130, marks=pytest.mark.slow),
-        (2, saving.Terminated(), 143),
-        (4, KeyboardInterrupt(), 130),
-        pytest.param(5, RuntimeError("CUDA out of memory"), 1, marks=pytest.mark.slow),
+        pytest.param("the warm-up's last step", KeyboardInterrupt(), 130, "warm-up step 2", marks=pytest.mark.slow),
+        ("a measurement", saving.Terminated(), 143, "step 0"),
+        ("the full model's rollout at step 2", KeyboardInterrupt(), 130, "step 1"),
+        pytest.param("a backward pass", OSError("No space left"), 1, "step 1", marks=pytest.mark.slow),
+        ("the evaluation after step 2", RuntimeError("CUDA out of memory"), 1, "step 2"),
+        pytest.param("the second measurement", MemoryError(), 1, "step 2", marks=pytest.mark.slow),
     ],
 )
-def test_ctrl_c_sigterm_and_want_of_memory_lose_no_step(
-    checkpoint, whole_run, tmp_path, monkeypatch, capsys, moment, error, status
+def test_whatever_ends_a_run_leaves_its_last_boundary(
+    checkpoint, whole_run, tmp_path, monkeypatch, capsys, moment, error, status, boundary
 ):
-    """What was computed is saved, a step whose evaluation was cut short included, and the run goes on from there."""
+    """Ctrl-C, SIGTERM, want of memory or of room: a step that was begun is dropped, since nothing has changed yet. The
+    last lines name the checkpoint and the whole command that goes on."""
     out = str(tmp_path / "out")
     with monkeypatch.context() as context:
         strike(context, *MOMENTS[moment], error)
         assert train.main([*FLAGS, "--model", str(checkpoint), "--out", out, "--save-every", "1000"]) == status
-    state = json.loads((tmp_path / "out" / "checkpoint" / "training" / "state.json").read_text())
-    assert f"step {state['step']})" in capsys.readouterr().out.splitlines()[-1]
+    *_, saved, command = capsys.readouterr().out.splitlines()
+    assert saved == f"checkpoint: {out}/checkpoint (after {boundary})"
+    assert command == f"go on with: python train.py --out {out} --resume"
+    assert train.main(command.split("train.py ")[1].split()) == 0
+    assert_same(tmp_path / "out", whole_run)
+
+
+@pytest.mark.parametrize("moment", ["the boundary of step 2", pytest.param("half a line", marks=pytest.mark.slow)])
+def test_a_line_that_cannot_be_written_makes_no_boundary(checkpoint, whole_run, tmp_path, monkeypatch, moment):
+    """A full disk between the optimiser's step and its line: weights without their line are no state to go on from."""
+    out = str(tmp_path / "out")
+    with monkeypatch.context() as context:
+        strike(context, *MOMENTS[moment], OSError(28, "No space left on device"))
+        assert train.main([*FLAGS, "--model", str(checkpoint), "--out", out]) == 1
     assert train.main(["--out", out, "--resume"]) == 0
     assert_same(tmp_path / "out", whole_run)
+
+
+@pytest.mark.parametrize("stopped_at", ["the evaluation after step 2", None])
+def test_a_resume_with_more_steps_is_the_longer_run(checkpoint, whole_run, tmp_path, monkeypatch, stopped_at):
+    """Of a run that was stopped, and of one that was complete: the weights are those of a run begun with the larger
+    number, the evaluation of the old last step stays, and config.json says the new number."""
+    out, short = tmp_path / "out", [*FLAGS, "--model", str(checkpoint), "--steps", "3"]
+    with monkeypatch.context() as context:
+        if stopped_at:
+            strike(context, *MOMENTS[stopped_at], KeyboardInterrupt())
+        assert train.main([*short, "--out", str(out)]) == (130 if stopped_at else 0)
+    assert train.main(["--out", str(out), "--resume", "--steps", "4"]) == 0
+    one, other = (load_file(folder / "checkpoint" / "model.safetensors") for folder in (out, whole_run))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    evaluated = [row["step"] for row in untimed(out) if row["phase"] == "evaluate"]
+    assert evaluated == ([0, 2, 4] if stopped_at else [0, 2, 3, 4])
+    assert json.loads((out / "config.json").read_text())["steps"] == 4
+
+
+def test_a_resumed_run_renders_its_prompts_with_the_date_that_it_began_with(stopped):
+    """A chat template may ask for the date: the next day, the same problems would be other prompts."""
+    state = json.loads((stopped / "checkpoint" / "training" / "state.json").read_text())
+    assert train.set_up({"out": str(stopped)}, resume=True).tokenizer.now == datetime.fromisoformat(state["date"])
 
 
 def test_a_run_that_is_complete_stays_as_it_is(whole_run, capsys):
@@ -173,7 +223,7 @@ def test_a_checkpoint_is_a_folder_that_others_load(whole_run):
 
 @pytest.fixture(scope="module")
 def stopped_run(checkpoint, whole_run, tmp_path_factory):
-    """A run that was stopped in its second reinforced step."""
+    """A run that was stopped in its second reinforced step, with a checkpoint of the first."""
     out = tmp_path_factory.mktemp("stopped") / "out"
     with pytest.MonkeyPatch.context() as monkeypatch:
         easy(monkeypatch)
@@ -196,7 +246,7 @@ def files(folder: Path) -> dict:
     [
         (["--lr", "0.5"], "--lr 0.5: the run in .* has 0.001"),
         (["--model", "another"], "--model 'another': the run in"),
-        (["--steps", "50"], "--steps 50"),
+        (["--steps", "3"], r"--steps 3: the run in .* has 4.*may be raised"),
         (["--seed", "1"], "--seed 1"),
     ],
 )
@@ -230,7 +280,18 @@ def another_model(out: Path) -> None:
     [
         (spoil_optimizer, "not the state of this run's model"),
         (another_model, "not the state of this run's model"),
-        (lambda out: (out / "checkpoint/training/state.json").write_text("{}"), "not the state of this run's model"),
+        (
+            lambda out: (out / "checkpoint/training/state.json").write_text('{"format": 2}'),
+            "not the state of this run's",
+        ),
+        (lambda out: (out / "checkpoint/training/state.json").write_text("{"), "not the state of this run's model"),
+        (lambda out: (out / "checkpoint/training/state.json").write_text("{}"), "format 1, this one reads 2"),
+        (lambda out: (out / "checkpoint/nested/measured.safetensors").write_bytes(b"x"), "not a whole measurement"),
+        (lambda out: (out / "metrics.jsonl").write_text("x" * 10**5), "not the metrics of this run"),
+        (
+            lambda out: (out / "config.json").write_text('{"is_level": "token"}'),
+            "in its place: --gradient is (by token)",
+        ),
         (lambda out: (out / "checkpoint/training/state.json").unlink(), "state.json is not there"),
         (lambda out: (out / "metrics.jsonl").write_text(""), "metrics.jsonl: shorter than"),
         (lambda out: (out / "config.json").write_text('{"speed": 3}'), "not the settings of a run"),
@@ -280,10 +341,10 @@ def test_a_full_disk_keeps_the_checkpoint_before(checkpoint, whole_run, tmp_path
     """One line; and once there is room the run goes on."""
     out = str(tmp_path / "out")
     with monkeypatch.context() as context:
-        strike(context, saving, "save_file", 3, error("No space left on device"))
+        strike(context, saving, "save_file", 3, error("No space left on device"), forever=True)
         assert train.main([*FLAGS, "--model", str(checkpoint), "--out", out]) == 1
     captured = capsys.readouterr()
-    assert "No space left on device" in captured.err and "(after warm-up step 3)" in captured.out.splitlines()[-1]
+    assert "No space left on device" in captured.err and "(after warm-up step 3)" in captured.out.splitlines()[-2]
     assert not (tmp_path / "out" / "checkpoint.partial").exists(), "room for the next try"
     assert train.main(["--out", out, "--resume"]) == 0
     assert_same(tmp_path / "out", whole_run)
@@ -294,7 +355,7 @@ def test_sigkill_at_random_moments_of_the_real_process(tmp_path):
     """The embedded model, `python train.py` itself, twelve times SIGKILL: the same weights and metrics in the end."""
     root = Path(__file__).resolve().parents[1]
     flags = "--steps 14 --prompts 4 --eval-every 3 --eval-problems 20 --save-every 1 --warmup-epochs 1".split()
-    flags += ["--warmup-batch", "400"]
+    flags += "--warmup-batch 400 --bypass linear --measure-every 4 --dtype bfloat16".split()
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
 
     def start(out: str, *more: str) -> subprocess.Popen:

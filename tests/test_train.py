@@ -1,6 +1,5 @@
 """The training loop: its gradient, its optimiser, its files, and what becomes of it in trouble."""
 
-import copy
 import json
 import math
 import re
@@ -19,10 +18,9 @@ import nested
 import train
 from losses import WEIGHTS, gradient_weights, group_advantages, log_ratio, normaliser, policy_loss
 from model import Decoder
-from nested import Bypass, Measured
 from rollout import Rollout, completion_logprobs, generate, micro_batches, pack
 from support import log as log_module
-from support.log import ACCURACIES, METRICS
+from support.log import METRICS
 from support.optimizer import Optimizer
 from support.pretrained import parse_config
 from support.settings import Settings
@@ -161,8 +159,10 @@ def test_every_epoch_draws_every_problem_once_in_a_new_order():
     assert train.draw_problems(problems, 2, 3, seed=0) == epochs[0][4:6]
 
 
-def metrics(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+def metrics(out: Path, phase: str = "reinforce") -> list[dict]:
+    """The lines of a run's steps, or of its evaluations or warm-up."""
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["phase"] == phase]
 
 
 # ---- the loop's own parts, on a model of 29 letters
@@ -194,8 +194,9 @@ def paid(monkeypatch):
 
 
 def test_every_batch_is_sampled_under_a_mask_and_from_streams_of_its_own(loop, monkeypatch):
-    """Masks and streams are functions of seed and step: none is met twice, in no step and under no other seed."""
-    calls, runs = spy(monkeypatch, train, "generate"), [loop(steps=6, seed=seed) for seed in (0, 1)]
+    """Masks and streams are functions of seed and step: none is met twice, in no step and under no other seed; nor are
+    the masks of one seed those of another, shifted by a step."""
+    calls, runs = spy(monkeypatch, train, "generate"), [loop(steps=12, seed=seed) for seed in (0, 1)]
     for run in runs:
         train.reinforce(run)
     rows = [row for run in runs for row in metrics(run.log.folder)]
@@ -203,9 +204,11 @@ def test_every_batch_is_sampled_under_a_mask_and_from_streams_of_its_own(loop, m
     masks = [[layer for layer in range(4) if call["skip"][layer]] for call in nested]
     assert masks == [row["skipped_layers"] for row in rows]
     assert all(mask in ([1], [2]) for mask in masks)
-    assert [1] in masks[:6] and [2] in masks[:6] and masks[:6] != masks[6:]
+    first, second = masks[:12], masks[12:]
+    assert [1] in first and [2] in first
+    assert all(first[shift:] != second[: 12 - shift] and second[shift:] != first[: 12 - shift] for shift in range(4))
     streams = [seed for call in nested for seed in range(call["seed"], call["seed"] + 3)]
-    assert len(set(streams)) == 12 * 3
+    assert len(set(streams)) == 24 * 3
 
 
 def test_a_batch_is_sampled_from_the_train_split_as_the_settings_say(loop, monkeypatch):
@@ -221,16 +224,24 @@ def test_a_batch_is_sampled_from_the_train_split_as_the_settings_say(loop, monke
 
 def test_accuracies_are_of_the_full_model_on_the_first_problems_of_each_split(loop, monkeypatch):
     """Measured on what was trained on, or at another temperature, it would be another figure under the same name."""
-    calls, run = spy(monkeypatch, evaluate, "evaluate"), loop(eval_problems=3, temperature=0.7, steps=9)
-    figures, _ = train.test_accuracies(run, step=0)
+    calls, run = spy(monkeypatch, evaluate, "evaluate"), loop(eval_problems=3, eval_every=1, temperature=0.7, steps=2)
+    train.reinforce(run)
+    everywhere, test = ["test", "wordings"], ["test"]
     assert [(call["problems"], call["temperature"]) for call in calls] == [
-        (run.tests[split][:3], temperature) for split in ("test", "wordings") for temperature in (0.0, 0.7)
+        (run.tests[split][:3], temperature)
+        for splits in (everywhere, test, everywhere)
+        for split in splits
+        for temperature in (0.0, 0.7)
     ]
     assert all(call["model"] is run.model and (call["max_new_tokens"], call["n_samples"]) == (6, 1) for call in calls)
-    assert figures.keys() == {k + se for k in ACCURACIES for se in ("", "_se")}
-    assert set(figures.values()) == {0.0}
-    assert train.test_accuracies(run, step=5)[0].keys() == {k for k in figures if k.startswith("test_accuracy")}
-    assert train.test_accuracies(run, step=9)[0].keys() == figures.keys()
+    rows = metrics(run.log.folder, "evaluate")
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    for row, splits in zip(rows, (everywhere, test, everywhere), strict=True):
+        known = {key for key in row if "accuracy" in key and row[key] is not None}
+        assert known == {
+            f"{split}_accuracy{mode}{se}" for split in splits for mode in ("", "_sampled") for se in ("", "_se")
+        }
+        assert all(row[key] == 0.0 for key in known)
 
 
 def test_the_full_model_is_compared_on_the_nested_one_s_batch_and_streams(loop, monkeypatch):
@@ -297,11 +308,11 @@ def test_completions_of_similar_length_share_a_micro_batch():
 
 
 def test_the_learning_rate_rises_linearly_and_stays(loop, paid, monkeypatch):
-    """Step 1 of 4 takes a quarter of it; the metrics say what was taken."""
-    taken, run = [], loop(steps=6, lr=0.4, lr_warmup_steps=4, max_grad_norm=0.7)
+    """Step 1 of 5 takes a fifth of it; the metrics say what was taken."""
+    taken, run = [], loop(steps=7, lr=0.4, max_grad_norm=0.7)
     monkeypatch.setattr(Optimizer, "step", lambda self, lr, max_grad_norm: taken.append((lr, max_grad_norm)) or 1.0)
     train.reinforce(run)
-    assert [lr for lr, _ in taken] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
+    assert [lr for lr, _ in taken] == pytest.approx([0.08, 0.16, 0.24, 0.32, 0.4, 0.4, 0.4])
     assert [row["lr"] for row in metrics(run.log.folder)] == [lr for lr, _ in taken]
     assert {norm for _, norm in taken} == {0.7}
 
@@ -344,7 +355,7 @@ def test_gradients_of_micro_batches_are_added_up_in_float32():
 def test_warm_up_learns_rationales_and_their_end_from_the_train_split(loop, monkeypatch):
     """Prompts in the format of reinforced learning, tokens with the end token, every problem once an epoch."""
     calls, run = (
-        spy(monkeypatch, train, "completion_hidden"),
+        spy(monkeypatch, train, "completion_logprobs"),
         loop(warmup_epochs=2, warmup_batch=5, micro_batch_tokens=300),
     )
     train.warm_up(run)
@@ -375,7 +386,7 @@ def test_the_warm_up_s_loss_is_the_mean_over_the_batch_s_tokens(loop):
                 table = run.model(torch.tensor([prompt + completion]))[0, len(prompt) - 1 : -1].log_softmax(-1)
                 logprobs += table[range(len(completion)), completion].tolist()
         train.warm_up(run)
-        rows += metrics(run.log.folder)
+        rows += metrics(run.log.folder, "warmup")
     assert [row["loss"] for row in rows] == pytest.approx([-sum(logprobs) / len(logprobs)] * 3, rel=1e-4)
     assert [row["grad_norm"] for row in rows] == pytest.approx([rows[0]["grad_norm"]] * 3, rel=1e-3)
     assert rows[0]["tokens"] == len(logprobs)
@@ -412,13 +423,13 @@ def test_a_line_holds_the_seconds_since_the_last_one_and_null_for_what_is_not_fi
     """A phase entered twice counts twice, once; NaN is no JSON, and readers of the file would stop at it."""
     clock = iter([0.0, 1.0, 10.0, 12.0, 20.0, 24.0])
     monkeypatch.setattr(log_module.time, "perf_counter", lambda: next(clock))
-    log = train.Log(tmp_path)
+    log, figures = train.Log(tmp_path), {"loss": math.nan, "k1": math.nan, "ratio_max": math.inf, "seconds_update": 1.0}
     for visits in (2, 1):
         for _ in range(visits):
             with log.phase("sample"):
                 pass
-        log.write("", step=visits, k1=math.nan, ratio_max=math.inf)
-    rows = metrics(tmp_path)
+        log.write("warmup", visits, 9, figures | {"loss": 0.0}, [])
+    rows = metrics(tmp_path, "warmup")
     assert [row["seconds_sample"] for row in rows] == [3.0, 4.0]
     assert all(row["k1"] is None and row["ratio_max"] is None and row["seconds_score"] is None for row in rows)
 
@@ -430,9 +441,9 @@ def test_tokens_per_second_are_those_of_sampling_and_both_kinds_of_samples_are_k
     for row in metrics(run.log.folder):
         assert row["tokens_per_second"] == pytest.approx(row["tokens"] / row["seconds_sample"])
     kept = [json.loads(line) for line in (run.log.folder / "samples.jsonl").read_text().splitlines()]
-    full = {split: [f"{split}, full, greedy", f"{split}, full, sampled"] for split in run.tests}
-    modes = {1: ["nested, sampled", *full["test"]], 2: ["nested, sampled", *full["test"], *full["wordings"]]}
-    expected = [(step, mode) for step in (1, 2) for mode in modes[step] for _ in range(3)]
+    test, wordings = ([f"{split}, full, {mode}" for mode in ("greedy", "sampled")] for split in ("test", "wordings"))
+    modes = {0: [*test, *wordings], 1: ["nested, sampled", *test], 2: ["nested, sampled", *test, *wordings]}
+    expected = [(step, mode) for step, each in modes.items() for mode in each for _ in range(3)]
     assert [(r["step"], r["mode"]) for r in kept] == expected
 
 
@@ -449,7 +460,8 @@ def test_a_signal_waits_for_the_end_of_a_step(loop, paid, number):
     assert all((p != b).any() for p, b in zip(run.model.parameters(), before, strict=True))
     pairs = zip(run.model.parameters(), run.optimizer.masters, strict=True)
     assert all(torch.equal(p, m.bfloat16()) and m.grad is None for p, m in pairs)
-    assert run.step == 1 and run.optimizer.whole and run.figures["grad_norm"] > 0
+    assert run.step == 1 and run.whole and run.optimizer.whole
+    assert [row["grad_norm"] > 0 for row in metrics(run.log.folder)] == [True], "its line is written"
     assert signal.getsignal(signal.SIGINT) is handler
 
 
@@ -485,6 +497,16 @@ def test_a_checkpoint_replaces_the_last_one_whole_even_under_ctrl_c(loop, monkey
     assert not (run.log.folder / "checkpoint.partial").exists()
 
 
+def test_a_checkpoint_is_written_at_least_every_ten_minutes(loop, monkeypatch):
+    """Steps of a large model take minutes: twenty of them would be an evening lost."""
+    clock, saves, run = iter(range(0, 10_000, 250)), [], loop(steps=8, save_every=1000, eval_every=1000)
+    monkeypatch.setattr(train.time, "monotonic", lambda: next(clock))
+    run.save = lambda: saves.append(run.step) or setattr(run, "saved_at", next(clock))
+    run.saved_at = next(clock)
+    train.reinforce(run)
+    assert saves == [0, 3, 6, 8]
+
+
 def test_the_settings_reach_what_is_loaded(checkpoint, tmp_path, monkeypatch):
     """Each split in its place, the dtype, the prompt and the layers that were asked for."""
     monkeypatch.setattr(train.data, "load", lambda name, split, folder: [data.Problem(f"{name}, {split}", "7", "7")])
@@ -507,7 +529,7 @@ def test_defaults_that_depend_on_the_model_are_decided_and_written_down():
     assert embedded.lr == svamp.lr >= 10 * other.lr and svamp.warmup_lr > other.warmup_lr
     assert (embedded.warmup_epochs, other.warmup_epochs) == (0, 0) and svamp.warmup_epochs > 0
     assert Settings(model=str(data.EMBEDDED)).decided().lr == embedded.lr, "named by its folder it is the same model"
-    given = Settings(lr=0.0, warmup_lr=0.5, warmup_epochs=0, bypass="mean", dataset="svamp")
+    given = Settings(lr=0.0, warmup_lr=0.5, warmup_epochs=0, bypass="mean", dataset="svamp", cap=3.0)
     assert given.decided() == given, "what the user says stands, 0 as well"
 
 
@@ -546,12 +568,14 @@ def test_a_run_leaves_metrics_samples_settings_and_a_checkpoint(run, easy_reward
     """A line a step with fixed keys, accuracy before and after, and a folder that loads as it came."""
     status, out = run("--eval-every", "2", "--warmup-epochs", "0", "--gradient", "retrace")
     assert status == 0
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert all(tuple(line) == METRICS for line in lines)
+    order = [("evaluate", 0), *(("reinforce", n) for n in (1, 2)), ("evaluate", 2), ("reinforce", 3), ("evaluate", 3)]
+    assert [(line["phase"], line["step"]) for line in lines] == order
+    assert all((line["test_accuracy"] is not None) == (line["phase"] == "evaluate") for line in lines)
     rows = metrics(out)
-    assert [row["step"] for row in rows] == [0, 1, 2, 3]
-    assert all(tuple(row) == METRICS for row in rows)
-    assert [row["test_accuracy"] is not None for row in rows] == [True, False, True, True]
-    assert all(row["tokens_per_second"] > 0 and 0 < row["acceptance"] < 1 for row in rows[1:])
-    assert all(len(row["skipped_layers"]) == round(0.3 * 4) for row in rows[1:])
+    assert all(row["tokens_per_second"] > 0 and 0 < row["acceptance"] < 1 for row in rows)
+    assert all(len(row["skipped_layers"]) == round(0.3 * 4) for row in rows)
     assert json.loads((out / "config.json").read_text())["gradient"] == "retrace"
     samples = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
     assert set(samples[0]) == {"step", "mode", "question", "answer", "completion", "ended", "correct", "reward"}
@@ -565,9 +589,9 @@ def test_a_bonus_moves_the_reward_and_leaves_accuracy_alone(run, monkeypatch):
     monkeypatch.setattr(Tokenizer, "_ways_to_end", lambda self: list(range(300)))  # what does not end earns 0
     monkeypatch.setattr(evaluate, "reward", lambda text, correct: correct + 7.0 + len(text) % 2)
     _, out = run("--eval-every", "1")
-    for row in metrics(out)[1:]:
+    for row in metrics(out):
         assert row["reward"] >= 7 and row["full_reward"] >= 7 and row["stepped"] == (row["silent_groups"] < 1)
-        assert row["test_accuracy"] == row["test_accuracy_sampled"] == 0.0
+    assert all(row["test_accuracy"] == row["test_accuracy_sampled"] == 0.0 for row in metrics(out, "evaluate"))
 
 
 def test_the_same_seed_gives_the_same_run(run, easy_reward):
@@ -587,7 +611,7 @@ def test_the_same_seed_gives_the_same_run(run, easy_reward):
 def test_with_skip_ratio_0_the_metrics_say_on_policy(run, easy_reward):
     """In float32 max |log ρ| is rounding, acceptance and ESS are 1."""
     _, out = run("--skip-ratio", "0")
-    first = metrics(out)[1]
+    first = metrics(out)[0]
     assert first["max_abs_log_ratio"] < 1e-4 and first["skipped_layers"] == []
     assert first["acceptance"] == pytest.approx(1, abs=1e-4) and first["ess"] == pytest.approx(1, abs=1e-3)
 
@@ -596,7 +620,7 @@ def test_a_batch_without_a_signal_takes_no_step(run, checkpoint, capsys):
     """A random model is never right: no gradient, null where a figure is undefined, weights unmoved, and a hint."""
     status, out = run()
     assert status == 0 and "--warmup-epochs" in capsys.readouterr().out
-    for row in metrics(out)[1:]:
+    for row in metrics(out):
         assert row["stepped"] is False and row["loss"] is None and row["grad_norm"] is None
         assert row["silent_groups"] == 1 and row["acceptance"] is not None
     trained, initial = Decoder.from_pretrained(out / "checkpoint"), Decoder.from_pretrained(checkpoint)
@@ -609,7 +633,7 @@ def test_warm_up_teaches_the_rationales(run, monkeypatch):
     load = train.data.load
     monkeypatch.setattr(train.data, "load", lambda name, split, folder: load(name, split, folder)[:64])
     _, out = run("--warmup-epochs", "6", "--warmup-lr", "0.01", "--steps", "0")
-    losses = [row["loss"] for row in metrics(out) if row["phase"] == "warmup"]
+    losses = [row["loss"] for row in metrics(out, "warmup")]
     assert len(losses) == 24
     assert losses[-1] < losses[0] / 2
 
@@ -626,7 +650,7 @@ def test_a_file_of_ones_own_is_learned_from_and_tested_with(run, tmp_path):
     assert status == 0
     asked = {json.loads(line)["question"] for line in (out / "samples.jsonl").read_text().splitlines()}
     assert asked and asked <= {p.question for split in ("train", "test") for p in data.load(str(own), split)}
-    assert metrics(out)[-1]["test_accuracy"] == 0  # measured: random weights know nothing
+    assert metrics(out, "evaluate")[-1]["test_accuracy"] == 0  # measured: random weights know nothing
 
 
 @pytest.mark.parametrize(
@@ -638,7 +662,7 @@ def test_the_reward_rises(run, monkeypatch, gradient):
     flags = "--prompts 4 --samples 8 --max-new-tokens 2 --steps 30 --lr 0.01".split()
     flags += ["--prompt-template", "{question}"]
     _, out = run(*flags, "--gradient", gradient, "--eval-every", "1000")
-    rewards = [row["reward"] for row in metrics(out)[1:]]
+    rewards = [row["reward"] for row in metrics(out)]
     assert sum(rewards[-5:]) / 5 > sum(rewards[:3]) / 3 + 0.3
 
 
@@ -659,8 +683,8 @@ def test_numbers_that_are_not_finite_stop_the_run_and_keep_the_last_good_checkpo
     assert status == 1
     assert all(p.isfinite().all() for p in Decoder.from_pretrained(out / "checkpoint").parameters())
     captured = capsys.readouterr()
-    assert re.fullmatch("error: the .*not finite; the last good checkpoint is kept", captured.err.splitlines()[-1])
-    assert captured.out.strip().endswith("checkpoint (after step 0)")
+    assert re.fullmatch("error: the .* not finite", captured.err.splitlines()[-1])
+    assert captured.out.splitlines()[-2].endswith("checkpoint (after step 0)")
 
 
 def test_an_untruncated_weight_that_overflows_stops_the_run_and_names_its_logarithm(
@@ -679,7 +703,7 @@ def test_ratios_that_are_not_finite_stop_the_run(run, easy_reward, monkeypatch, 
     monkeypatch.setattr(train, "log_ratio", lambda target, behaviour, mask: torch.where(mask, wrong, 0.0))
     status, out = run("--gradient", "on-policy")
     assert status == 1 and Decoder.from_pretrained(out / "checkpoint")
-    assert "log-probabilities are not finite; the last good checkpoint is kept" in capsys.readouterr().err
+    assert "log-probabilities are not finite" in capsys.readouterr().err
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_before_the_step(run, easy_reward, monkeypatch, capsys, checkpoint):
@@ -701,7 +725,7 @@ def test_completions_that_are_all_cut_off_earn_nothing(run, checkpoint):
     """An answer that may go on is no answer, right as it may look."""
     status, out = run("--max-new-tokens", "1")
     assert status == 0
-    for row in metrics(out)[1:]:
+    for row in metrics(out):
         assert row["cut_off"] > 0.5 and row["mean_length"] == 1
         assert row["reward"] == 0
 
@@ -728,7 +752,7 @@ def test_a_vocabulary_larger_than_the_tokenizer_s_is_sampled_whole(run, checkpoi
     Tokenizer(checkpoint).save(tmp_path / "padded")
     status, out = run("--model", str(tmp_path / "padded"), "--skip-ratio", "0")
     assert status == 0
-    row = metrics(out)[1]
+    row = metrics(out)[0]
     assert row["acceptance"] == pytest.approx(1, abs=1e-4) and row["entropy"] > math.log(1.8 * model.config.vocab_size)
 
 
@@ -785,7 +809,7 @@ def test_ctrl_c_leaves_a_checkpoint(run, easy_reward, monkeypatch):
     status, out = run()
     assert status == 130
     assert Decoder.from_pretrained(out / "checkpoint")
-    assert [row["step"] for row in metrics(out)] == [0, 1]
+    assert [row["step"] for row in metrics(out)] == [1]
 
 
 @pytest.mark.parametrize(
@@ -831,7 +855,7 @@ def measuring(loop):
     """A loop whose valid layers are measured and whose skipped blocks have something in their place."""
 
     def measuring(**settings) -> train.Run:
-        run = loop(valid_layers="measured", bypass="linear", **settings)
+        run = loop(**{"valid_layers": "measured", "bypass": "linear"} | settings)
         run.valid = None
         return run
 
@@ -844,7 +868,7 @@ def test_nested_models_are_measured_on_the_model_s_own_completions_of_train_prom
     monkeypatch.setattr(nested, "PROBE", 4)
     monkeypatch.setattr(nested, "FIT", 6)
     calls, run = spy(monkeypatch, nested, "generate"), measuring()
-    train.measure_nested(run)
+    run.skip_mask(1)
     [call] = calls
     known = [run.tokenizer.encode_prompt(problem.question) for problem in run.train]
     assert sorted(call["prompts"]) == sorted(known) and call["skip"] is None and call["max_new_tokens"] == 6
@@ -852,7 +876,7 @@ def test_nested_models_are_measured_on_the_model_s_own_completions_of_train_prom
     sequences = [p + row[m].tolist() for p, row, m in zip(call["prompts"], rollout.tokens, rollout.mask, strict=True)]
     bypass = nested.fit_bypass(run.model, *pack(sequences[4:], "cpu"), rank=8)
     torch.testing.assert_close(vars(run.model.bypass), vars(bypass))
-    for layer, alone in enumerate(run.measured.alone):
+    for layer, alone in enumerate(run.nested.layers.alone):
         kept = []
         for prompt, whole in zip(call["prompts"][:4], sequences[:4], strict=True):
             p, q = (
@@ -864,55 +888,48 @@ def test_nested_models_are_measured_on_the_model_s_own_completions_of_train_prom
 
 
 def test_batches_are_sampled_under_masks_of_the_measured_layers(measuring):
-    """The set, the vectors and what they were measured for are in force from the first batch on."""
+    """The set and the vectors are in force from the first batch on."""
     run = measuring(steps=6, skip_ratio=0.5)
     train.reinforce(run)
-    valid = run.measured.valid_layers(2)
+    valid = run.nested.layers.valid_layers(2)
     assert all(
         len(row["skipped_layers"]) == 2 and set(row["skipped_layers"]) <= set(valid) for row in metrics(run.log.folder)
     )
 
 
-def test_a_layer_dropout_brings_the_nested_models_closer(loop):
-    """What it is for: after the same warm-up, more of the nested models' tokens would be accepted."""
-    accepted = {}
-    for dropout in (0.0, 0.5):
-        run = loop(warmup_epochs=40, warmup_batch=10, warmup_lr=1e-3, layer_dropout=dropout)
-        train.warm_up(run)
-        rows = metrics(run.log.folder)
-        assert [row["acceptance"] is None for row in rows] == [not row["skipped_layers"] for row in rows]
-        assert max(len(row["skipped_layers"] or []) for row in rows) == 4 * dropout
-        completions = [run.tokenizer.encode_completion(problem.rationale) for problem in run.train]
-        prompts = [run.tokenizer.encode_prompt(problem.question) for problem in run.train]
-        batch = run.model, prompts, *pack(completions, "cpu")
-        full, other = (train.completion_hidden(*batch, skip) for skip in (None, (False, True, True, False)))
-        accepted[dropout] = nested.divergence(full, other, run.model.lm_head.weight)[1].item()
-    assert accepted[0.5] > accepted[0.0] + 0.1, accepted
+def test_nested_models_are_measured_every_so_many_steps_as_a_function_of_the_weights(measuring, paid, monkeypatch):
+    """Before steps 1, 4 and 7; what was measured before leaves no trace, so that a resumed run finds the same."""
+    found, original = [], nested.measure
+
+    def measure(model, *options):
+        result, bypass = original(model, *options), vars(model.bypass)
+        model.bypass = nested.Bypass(*(torch.full_like(part, 99.0) for part in bypass.values()))
+        assert original(model, *options) == result
+        assert all(torch.equal(vars(model.bypass)[name], part) for name, part in bypass.items())
+        found.append(result)
+        return result
+
+    monkeypatch.setattr(nested, "measure", measure)
+    run = measuring(steps=7, measure_every=3, lr=0.01)
+    train.reinforce(run)
+    assert [row["seconds_measure"] is not None for row in metrics(run.log.folder)] == [True, False, False] * 2 + [True]
+    assert len(found) == 3 and run.nested.step == 7
+    assert found[0] != found[1] != found[2], "the model has moved"
 
 
-def test_the_gradient_of_a_layer_dropout_is_the_supervised_one_and_the_nested_model_s(measuring):
-    """The sum of the mean of −log π over the batch's tokens and of KL(π‖η) with π held, whatever the micro-batches."""
-    gradients = []
-    for budget in (1, 10_000):
-        run = measuring(warmup_epochs=1, warmup_batch=10, layer_dropout=0.5, micro_batch_tokens=budget)
-        run.model.bypass = Bypass(*(torch.ones(shape) / 32 for shape in ((4, 2, 32), (4, 32, 2), (4, 2, 32))))
-        run.measured = Measured([0.9] * 4, [1, 2, 0, 3], [0.9] * 4)
-        skip = run.skip_mask(2, step=1)
-        model = copy.deepcopy(run.model)
-        run.optimizer.step = lambda *_: gradients.append([p.grad for p in run.optimizer.masters]) or 0.0  # noqa: B023
-        train.warm_up(run)
-        assert metrics(run.log.folder)[0]["skipped_layers"] == [layer for layer in range(4) if skip[layer]]
-    loss, tokens = 0.0, sum(len(problem.rationale) + 1 for problem in run.train)
-    for problem in run.train:
-        prompt = run.tokenizer.encode_prompt(problem.question)
-        completion = run.tokenizer.encode_completion(problem.rationale)
-        whole = torch.tensor([prompt + completion])
-        full, nested = (model(whole, skip=each)[0, len(prompt) - 1 : -1].log_softmax(-1) for each in (None, skip))
-        loss = loss - full.gather(1, torch.tensor(completion)[:, None]).sum() / tokens
-        loss = loss + (full.detach().exp() * (full.detach() - nested)).sum() / tokens
-    loss.backward()
-    for given in gradients:
-        torch.testing.assert_close(given, [p.grad for p in model.parameters()], rtol=1e-3, atol=1e-5)
+@pytest.mark.parametrize("settings", [{"skip_ratio": 0.0}, {"bypass": "identity", "valid_layers": "1-2"}])
+def test_nothing_is_measured_where_nothing_is_to_be(loop, monkeypatch, settings):
+    """A vanilla run, and the method in its plainest form."""
+    calls, run = spy(monkeypatch, nested, "measure"), loop(**{"steps": 2, "bypass": "linear"} | settings)
+    train.reinforce(run)
+    assert not calls and run.nested is None and run.model.bypass is None
+
+
+def test_after_the_warm_up_adamw_begins_anew(loop):
+    """Its moments are of another loss; and the first reinforced step is boundary 0's."""
+    run = loop(warmup_epochs=1, warmup_batch=5)
+    train.warm_up(run)
+    assert run.optimizer.adamw.state == {} and (run.phase, run.step, run.nested) == ("reinforce", 0, None)
 
 
 def trained(checkpoint, out, *flags) -> int:
@@ -926,20 +943,25 @@ def trained(checkpoint, out, *flags) -> int:
 def test_what_was_measured_is_kept_beside_the_checkpoint_and_used_for_its_weights_alone(
     checkpoint, tmp_path, monkeypatch, capsys
 ):
-    """The second run of a model does not measure again; another bypass, another data set or other weights do."""
-    folder, calls = Path(shutil.copytree(checkpoint, tmp_path / "model")), spy(monkeypatch, nested, "order_layers")
+    """The second run of a model does not measure again; with another bypass, temperature or dtype, other problems or
+    other weights it does."""
+    folder, calls = Path(shutil.copytree(checkpoint, tmp_path / "model")), spy(monkeypatch, nested, "measure")
     shutil.rmtree(folder / "nested", ignore_errors=True)
     assert trained(folder, tmp_path / "one") == trained(folder, tmp_path / "two") == 0 and len(calls) == 1
     one, two = capsys.readouterr().out.split("accepted without it")[1:]
     assert one.splitlines()[0] == two.splitlines()[0] and "2 of these are skipped: 6 masks" in one
-    assert metrics(tmp_path / "one")[1]["skipped_layers"] == metrics(tmp_path / "two")[1]["skipped_layers"]
+    assert metrics(tmp_path / "one")[0]["skipped_layers"] == metrics(tmp_path / "two")[0]["skipped_layers"]
     assert trained(folder, tmp_path / "three", "--bypass", "identity") == 0 and len(calls) == 2
+    assert trained(folder, tmp_path / "four", "--temperature", "0.9") == 0 and len(calls) == 3
+    assert trained(folder, tmp_path / "five", "--dtype", "bfloat16") == 0 and len(calls) == 4
     moved = Decoder.from_pretrained(folder)
     with torch.no_grad():
-        moved.model["norm"].weight.mul_(2.0)
+        moved.model["norm"].weight[-1] *= 2
     moved.save_pretrained(folder)
-    assert trained(folder, tmp_path / "four") == 0 and len(calls) == 3
-    assert trained(folder, tmp_path / "five", "--valid-layers", "1-2") == 0 and len(calls) == 3
+    assert trained(folder, tmp_path / "six", "--dtype", "bfloat16") == 0 and len(calls) == 5
+    load = train.data.load
+    monkeypatch.setattr(train.data, "load", lambda *given: load(*given)[1:])
+    assert trained(folder, tmp_path / "seven", "--dtype", "bfloat16") == 0 and len(calls) == 6
 
 
 def test_a_model_beside_which_nothing_can_be_kept_is_measured_with_a_warning(checkpoint, tmp_path, monkeypatch):
@@ -964,26 +986,14 @@ def test_a_broken_measurement_beside_a_model_is_made_again(checkpoint, tmp_path)
     assert path.read_bytes() == whole
 
 
-def test_an_automatic_ratio_begins_where_the_measurement_says_and_follows_the_acceptance(measuring, monkeypatch):
-    """The number of layers of a batch is the watch's; where all is accepted it grows to all that may be skipped."""
-    run = measuring(steps=12, skip_ratio="auto", min_acceptance=0.6)
-    monkeypatch.setattr(
-        nested, "order_layers", lambda *_: Measured([0.9, 0.9, 0.9, 0.2], [1, 0, 2, 3], [0.9, 0.7, 0.5, 0.1])
-    )
-    original = train.diagnostics
-    monkeypatch.setattr(train, "diagnostics", lambda *given: original(*given) | {"acceptance": 0.95})
+@pytest.mark.parametrize("valid_layers", ["measured", "1-3"])
+def test_an_automatic_ratio_skips_as_many_layers_as_each_measurement_says(loop, monkeypatch, valid_layers):
+    """Where the valid layers are given as well."""
+    run, numbers = loop(steps=6, skip_ratio="auto", measure_every=2, bypass="identity"), iter([2, 0, 1])
+    run.valid = None if valid_layers == "measured" else [1, 2, 3]
+    monkeypatch.setattr(nested, "most_layers", lambda acceptance, n_layers, valid: next(numbers))
     train.reinforce(run)
-    skipped = [len(row["skipped_layers"]) for row in metrics(run.log.folder)]
-    assert skipped == [2] * 4 + [3] * 8
-
-
-def test_a_fallen_acceptance_has_the_nested_models_measured_again(measuring, monkeypatch):
-    """The vectors and the set are of a model that has been; and the watch begins anew, so that it happens once."""
-    calls, run = spy(monkeypatch, train, "measure_nested"), measuring(steps=14, skip_ratio=0.5)
-    accepted, original = iter([0.9] * 5 + [0.6] * 9), train.diagnostics
-    monkeypatch.setattr(train, "diagnostics", lambda *given: original(*given) | {"acceptance": next(accepted)})
-    train.reinforce(run)
-    assert len(calls) == 2
+    assert [len(row["skipped_layers"]) for row in metrics(run.log.folder)] == [2, 2, 0, 0, 1, 1]
 
 
 def test_rollouts_too_far_off_to_learn_from_are_said_once(loop, monkeypatch):
