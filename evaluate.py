@@ -110,12 +110,12 @@ def evaluate_splits(
     return figures, records
 
 
-def compare_with_full(
+def compare_with_full(  # SKIP
     tokenizer: Tokenizer,
     problems: list[data.Problem],
     sample: Callable[[], Rollout],
     grade: Callable[[str, str], bool] = is_correct,
-) -> dict[str, float]:  # SKIP
+) -> dict[str, float]:
     """The whole model on a batch that a nested one has just been given: `sample` draws it. Cost and reward."""
     start = time.perf_counter()
     rollout = sample()

@@ -286,7 +286,8 @@ class KVCache:
         empty = torch.empty(
             (2, batch_size, config.num_key_value_heads, 0, config.head_dim), dtype=model.dtype, device=model.device
         )
-        self.layers = [None if skipped else tuple(empty) for skipped in self.skip]  # SKIP
+        self.layers = [tuple(empty) for _ in range(config.num_hidden_layers)]
+        self.layers = [None if skipped else pair for pair, skipped in zip(self.layers, self.skip, strict=True)]  # SKIP
 
     def reserve(self, T: int) -> None:
         """Makes room for T more tokens. ValueError if that is beyond max_length."""

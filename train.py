@@ -30,14 +30,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 import data
-import nested
-from evaluate import compare_with_full, evaluate_splits, score
+import nested  # SKIP
+from evaluate import (
+    compare_with_full,  # SKIP
+    evaluate_splits,
+    score,
+)
 from losses import diagnostics, gradient_weights, group_advantages, log_ratio, normaliser, policy_loss, supervised_loss
 from model import Decoder
-from nested import Nested
+from nested import Nested  # SKIP
 from report import print_report
 from rollout import Rollout, completion_logprobs, cut_by_tokens, generate, micro_batches, pack
-from skip import parse_valid_layers, sample_mask
+from skip import parse_valid_layers, sample_mask  # SKIP
 from support import checkpoint
 from support.checkpoint import hear_signals, terminable, uninterrupted
 from support.graders import grader
@@ -47,7 +51,7 @@ from support.pretrained import check_room, find_checkpoint, load_model
 from support.settings import Settings, parse, settings_of, write_settings
 from support.tokenizer import Tokenizer
 
-FAR = 0.5  # acceptance of the first batch below which a warning is due
+FAR = 0.5  # SKIP: acceptance of the first batch below which a warning is due
 LR_WARMUP = 5  # steps over which the learning rate rises
 OFTEN = 600  # seconds between checkpoints at most
 FORMAT = 2  # of a checkpoint's state
@@ -60,12 +64,13 @@ def reinforce(run: "Run") -> None:
     for step in run.steps_to_go():
         problems = draw_problems(run.train, s.prompts, step, s.seed)
         prompts = [run.tokenizer.encode_prompt(problem.question) for problem in problems]
+        sample = partial(generate, model, prompts, s.samples, s.max_new_tokens, run.tokenizer.eos_ids, s.temperature)
+        sample = partial(sample, seed=s.seed * 2**32 + step * s.prompts)
         skip = run.skip_mask(step)  # SKIP
+        full, sample = sample, partial(sample, skip=skip)  # SKIP
 
-        seed = s.seed * 2**32 + step * s.prompts
-        options = s.samples, s.max_new_tokens, run.tokenizer.eos_ids, s.temperature
         with log.phase("sample"):
-            rollout = generate(model, prompts, *options, skip=skip, seed=seed)
+            rollout = sample()
         with log.phase("score"):
             records = score(run.tokenizer, problems, rollout, run.grade)
             rewards = torch.tensor([[record["reward"] for record in group] for group in records])  # (P, G)
@@ -73,7 +78,6 @@ def reinforce(run: "Run") -> None:
         figures = describe(rollout, rewards, advantages, log.seconds["seconds_sample"])
         figures["skipped_layers"] = [layer for layer, skipped in enumerate(skip) if skipped]  # SKIP
         if run.is_evaluated(step) and any(skip):  # SKIP
-            full = partial(generate, model, prompts, *options, seed=seed)
             with log.phase("evaluate"):
                 figures |= compare_with_full(run.tokenizer, problems, full, run.grade)
 
@@ -175,7 +179,6 @@ class Run:
     tokenizer: Tokenizer
     train: list[data.Problem]
     tests: dict[str, list[data.Problem]]  # by split: test, and arith's wordings; or valid
-    valid: list[int] | None  # SKIP: the valid layers; None: as they are measured
     log: Log
 
     def __post_init__(self):
@@ -184,6 +187,7 @@ class Run:
         self.phase = "warmup" if self.settings.warmup_epochs else "reinforce"
         self.step = 0  # the last completed one of this phase
         self.whole = True  # False while a step becomes a boundary
+        self.valid: list[int] | None = None  # SKIP: the valid layers; None: as they are measured
         self.nested: Nested | None = None  # SKIP: what was measured last
         self.saved, self.saved_at = (
             None,
@@ -346,13 +350,10 @@ def set_up(given: dict, resume: bool = False) -> Run:
     train, tests = load_problems(s)
     model, tokenizer = load_model(newest or s.model or data.EMBEDDED, s.dtype, s.device, s.prompt_template or None)
     model.gradient_checkpointing = s.gradient_checkpointing
-    n_layers = model.config.num_hidden_layers
-    valid = None if s.valid_layers == "measured" else parse_valid_layers(s.valid_layers, n_layers)  # SKIP
-    if s.skip_ratio != "auto":  # SKIP: refuses what cannot be
-        sample_mask(n_layers, s.skip_ratio, range(n_layers) if valid is None else valid, torch.Generator())
     questions = [problem.question for problems in (train, *tests.values()) for problem in problems]
     check_room(model, tokenizer, questions, s.max_new_tokens)
-    run = Run(s, model, tokenizer, train, tests, valid, Log(out))
+    run = Run(s, model, tokenizer, train, tests, Log(out))
+    set_valid_layers(run)  # SKIP
     if newest:
         run.restore(newest)
     elif resume:  # it was killed before its first checkpoint
@@ -360,6 +361,14 @@ def set_up(given: dict, resume: bool = False) -> Run:
     out.mkdir(parents=True, exist_ok=True)
     write_settings(s, out)
     return run
+
+
+def set_valid_layers(run: Run) -> None:  # SKIP
+    """Reads --valid-layers, and refuses a ratio that they do not allow."""
+    s, n_layers = run.settings, run.model.config.num_hidden_layers
+    run.valid = None if s.valid_layers == "measured" else parse_valid_layers(s.valid_layers, n_layers)
+    if s.skip_ratio != "auto":
+        sample_mask(n_layers, s.skip_ratio, range(n_layers) if run.valid is None else run.valid, torch.Generator())
 
 
 def load_problems(s: Settings) -> tuple[list[data.Problem], dict[str, list[data.Problem]]]:

@@ -1,10 +1,9 @@
 """Which nested models are worth sampling from: acceptance, accuracy and speed of every way to choose and fill the gaps.
 
-    python -m docs.skipping --model M --dropout D --dataset svamp --data-dir DATA --out FOLDER    # half an hour
+    python -m docs.skipping --model M --dataset svamp --data-dir DATA --out FOLDER    # half an hour
 
-M is a checkpoint after a warm-up, D one after the same warm-up with --layer-dropout. At skip ratios 0.1, 0.2 and 0.3,
-ten masks, each on a tenth of the test split, so that a mean over masks is one over all its problems. A line a row goes
-to FOLDER/skipping.jsonl:
+M is a checkpoint after a warm-up. At skip ratios 0.1, 0.2 and 0.3, ten masks, each on a tenth of the test split, so
+that a mean over masks is one over all its problems. A line a row goes to FOLDER/skipping.jsonl:
 
     acceptance   mean of min(1, ρ) over the tokens of the nested model's own completions, as train.py reports it
     accuracy     share of those completions that is correct
@@ -31,11 +30,11 @@ from skip import sample_mask, valid_layers
 RATIOS, MASKS = (0.1, 0.2, 0.3), 10
 
 
-def prepared(folder: str, bypass: str, a: argparse.Namespace) -> train.Run:
-    """A run of train.py on that checkpoint with its nested models measured, none of it trained."""
-    given = {"model": folder, "dataset": a.dataset, "data_dir": a.data_dir, "bypass": bypass, "dtype": a.dtype}
-    run = train.set_up(given | {"out": str(Path(a.out) / f"{Path(folder).parent.name}-{bypass}")})
-    train.measure_if_due(run)  # reads what is beside the checkpoint, if that was measured before
+def prepared(bypass: str, a: argparse.Namespace) -> train.Run:
+    """A run of train.py on the checkpoint with its nested models measured, none of it trained."""
+    given = {"model": a.model, "dataset": a.dataset, "data_dir": a.data_dir, "bypass": bypass, "dtype": a.dtype}
+    run = train.set_up(given | {"out": str(Path(a.out) / bypass)})
+    run.skip_mask(step=1)  # reads what is beside the checkpoint, if that was measured before
     return run
 
 
@@ -67,24 +66,22 @@ def speed(run: train.Run, prompts: list, skips: list) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for flag in ("--model", "--dropout", "--dataset", "--data-dir", "--out"):
+    for flag in ("--model", "--dataset", "--data-dir", "--out"):
         parser.add_argument(flag, required=True)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--samples", type=int, default=4, help="completions of a problem")
     parser.add_argument("--ways", nargs="*", help="rows to compute; none: all")
     a = parser.parse_args()
     Path(a.out).mkdir(parents=True, exist_ok=True)
-    ways = {  # checkpoint, bypass, and the valid layers of L for k skipped ones; None: as measured
-        "full": (a.model, "linear", lambda L, k: []),
-        "full, dropout": (a.dropout, "linear", lambda L, k: []),
-        "random": (a.model, "identity", lambda L, k: list(range(L))),
-        "border": (a.model, "identity", lambda L, k: valid_layers(L, 1)),
-        "measured": (a.model, "identity", None),
-        "measured, mean": (a.model, "mean", None),
-        "measured, linear": (a.model, "linear", None),
-        "measured, linear, dropout": (a.dropout, "linear", None),
+    ways = {  # bypass, and the valid layers of L for k skipped ones; None: as measured
+        "full": ("linear", lambda L, k: []),
+        "random": ("identity", lambda L, k: list(range(L))),
+        "border": ("identity", lambda L, k: valid_layers(L, 1)),
+        "measured": ("identity", None),
+        "measured, mean": ("mean", None),
+        "measured, linear": ("linear", None),
     }
-    runs = functools.cache(lambda folder, bypass: prepared(folder, bypass, a))
+    runs = functools.cache(lambda bypass: prepared(bypass, a))
 
     def write(**row) -> None:
         print(row, flush=True)
@@ -92,13 +89,13 @@ def main() -> int:
             file.write(json.dumps(row) + "\n")
 
     for name in a.ways or ways:
-        folder, bypass, given = ways[name]
-        run = runs(folder, bypass)
+        bypass, given = ways[name]
+        run = runs(bypass)
         problems, L = run.tests["test"], run.model.config.num_hidden_layers
         prompts = [run.tokenizer.encode_prompt(problem.question) for problem in problems[:8]]
-        for ratio in (0,) if name.startswith("full") else RATIOS:
+        for ratio in (0,) if name == "full" else RATIOS:
             k, generator = round(ratio * L), torch.Generator().manual_seed(0)
-            valid = given(L, k) if given else run.measured.valid_layers(k)
+            valid = given(L, k) if given else run.nested.layers.valid_layers(k)
             skips = [sample_mask(L, ratio, valid, generator) for _ in range(MASKS)]
             figures = [sampled(run, problems[i::MASKS], a.samples, skip) for i, skip in enumerate(skips)]
             row = {"way": name, "ratio": ratio, "masks": comb(len(valid), k)}
@@ -131,9 +128,8 @@ def draw(rows: list[dict], path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(11, 4))
     for axis, key in zip(axes, ("acceptance", "accuracy"), strict=True):
         for way in dict.fromkeys(r["way"] for r in rows if r["ratio"]):
-            full = "full, dropout" if way.endswith("dropout") else "full"
             ratios, means, least = zip(
-                *((r["ratio"], r[key], r[f"{key}_min"]) for r in rows if r["way"] in (way, full)), strict=True
+                *((r["ratio"], r[key], r[f"{key}_min"]) for r in rows if r["way"] in (way, "full")), strict=True
             )
             [line] = axis.plot(ratios, means, marker="o", label=way)
             if key == "acceptance":

@@ -145,7 +145,7 @@ class Settings:
         """With the defaults that depend on the model or on the gradient in place of None."""
         embedded = not self.model or Path(self.model).resolve() == data.EMBEDDED.resolve()
         defaults = {
-            "bypass": "identity" if embedded else "linear",
+            "bypass": "identity" if embedded else "linear",  # SKIP
             "cap": 2.0 if self.gradient.startswith("is") else None,
             "lr": 1e-4 if embedded else 1e-5,
             "warmup_lr": 1e-3 if embedded else 1e-4,

@@ -1,11 +1,18 @@
 """Specification of D1-D3: which layers may be skipped, how a list of them is typed, how a mask is drawn."""
 
+import ast
+import os
+import shutil
+import subprocess
+import sys
 import warnings
 from collections import Counter
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from skip import parse_valid_layers, sample_mask, valid_layers
 
@@ -127,3 +134,41 @@ def test_ratio_0_skips_nothing_without_a_warning(valid):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert draw(4, 0, valid) == (False,) * 4
+
+
+# ---- the lines that exist for skipping
+
+
+def without_skipping(code: str) -> str:
+    """The code without what carries `# SKIP`: a marked statement goes with all of its body, a marked argument alone."""
+    lines, gone = code.splitlines(), set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.stmt):
+            body = getattr(node, "body", None)
+            header = range(node.lineno, body[0].lineno if body else node.end_lineno + 1)
+            if "# SKIP" in lines[node.lineno - 1] or (body and any("# SKIP" in lines[n - 1] for n in header)):
+                first = min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", []))])
+                gone |= set(range(first, node.end_lineno + 1))
+    return "\n".join(line for n, line in enumerate(lines, 1) if n not in gone and "# SKIP" not in line) + "\n"
+
+
+@pytest.mark.slow
+def test_the_code_without_its_marked_lines_is_the_vanilla_trainer(tmp_path):
+    """`grep "# SKIP"` lists the whole feature: without those lines, skip.py and nested.py the rest still parses, learns
+    on-policy, and ends with the weights of --skip-ratio 0."""
+    root, vanilla = Path(__file__).resolve().parents[1], tmp_path / "vanilla"
+    for path in [*root.glob("*.py"), *root.glob("support/*.py"), *root.glob("data/*.py")]:
+        if path.name not in ("skip.py", "nested.py", "bench.py"):
+            copy = vanilla / path.relative_to(root)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_text(without_skipping(path.read_text(encoding="utf-8")), encoding="utf-8")
+    shutil.copytree(root / "data" / "tiny", vanilla / "data" / "tiny")
+    assert not any("skip_mask" in path.read_text() or "Bypass" in path.read_text() for path in vanilla.rglob("*.py"))
+    flags = "--gradient on-policy --steps 3 --prompts 4 --eval-problems 4 --lr 1e-3 --device cpu".split()
+    for folder, more in ((root, ["--skip-ratio", "0"]), (vanilla, [])):
+        command = [sys.executable, "train.py", *flags, *more, "--out", str(tmp_path / f"out-{folder.name}")]
+        subprocess.run(command, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
+    ours, theirs = (load_file(tmp_path / f"out-{f.name}" / "checkpoint" / "model.safetensors") for f in (root, vanilla))
+    before = load_file(root / "data" / "tiny" / "model.safetensors")
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert any(not torch.equal(ours[name], before[name].float()) for name in ours), "it has learned"

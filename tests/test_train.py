@@ -182,7 +182,9 @@ def loop(tmp_path):
         }
         s = Settings(**small | {"eval_every": 1000} | settings).decided()
         tests = {"test": problems["TEST"], "wordings": problems["WORDINGS"]}
-        return train.Run(s, small_model(torch.float32), Letters(), problems["TRAIN"], tests, [1, 2], train.Log(out))
+        run = train.Run(s, small_model(torch.float32), Letters(), problems["TRAIN"], tests, train.Log(out))
+        run.valid = [1, 2]
+        return run
 
     return loop
 
