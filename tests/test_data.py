@@ -141,6 +141,16 @@ def test_a_named_folder_that_lacks_the_file_is_an_error_and_no_download(tmp_path
         assert str(folder / FILES[name, split]) in str(error.value)
 
 
+def test_valid_is_the_last_hundred_of_train(tmp_path):
+    """Of every data set, to make choices with; one too small has none."""
+    (tmp_path / "gsm8k_train.jsonl").write_text(lines(*({**GSM8K, "question": f"{i}?"} for i in range(120))))
+    train = data.load("gsm8k", "train", tmp_path)
+    assert data.load("gsm8k", "valid", tmp_path) == train[20:]
+    (tmp_path / "gsm8k_train.jsonl").write_text(lines(*({**GSM8K, "question": f"{i}?"} for i in range(100))))
+    with pytest.raises(ValueError, match="'valid': the last 100 of train, which has only 100"):
+        data.load("gsm8k", "valid", tmp_path)
+
+
 @pytest.mark.parametrize(
     "content, place",
     [

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from conftest import small_model
 from safetensors.torch import load_file, save_file
 
+import model as model_module
 from model import Decoder, KVCache, RMSNorm, attend, rotary_tables, rotate
 from nested import Bypass
 from support.pretrained import config_json, parse_config
@@ -60,6 +61,16 @@ def test_rms_norm_squares_in_float32_at_least():
     assert norm(torch.tensor([300.0, -300.0]).half()).tolist() == [1.0, -1.0]
 
 
+def test_rms_norm_rounds_before_it_multiplies():
+    """As transformers does: in bfloat16 the other order gives other numbers than checkpoints were trained with."""
+    norm = RMSNorm(64, eps=0.0).bfloat16()
+    norm.weight.copy_(torch.linspace(0.5, 2, 64))
+    x = torch.linspace(-3, 3, 64).bfloat16()
+    scaled = x.float() / x.float().pow(2).mean().sqrt()
+    assert torch.equal(norm(x), norm.weight * scaled.bfloat16())
+    assert not torch.equal(norm(x), (norm.weight * scaled).bfloat16())
+
+
 def test_rotary_by_hand():
     """With D = 4 and base 10,000, pairs (0, 2) and (1, 3) turn by 1 and by 1/100 a position, anticlockwise."""
     config = small_model(head_dim=4).config
@@ -88,9 +99,12 @@ def test_llama3_rotary_scaling_by_hand():
     torch.testing.assert_close(sin[0, 0, 0], angles.sin())
 
 
+@pytest.mark.parametrize("all_at_once", [2**23, 0])
 @pytest.mark.parametrize("T", [1, 5])
-def test_grouped_query_attention_is_attention_with_repeated_heads(T):
-    """Query heads 0 and 1 share key head 0, heads 2 and 3 key head 1; decoding (T = 1) is written out by hand."""
+def test_grouped_query_attention_is_attention_with_repeated_heads(monkeypatch, T, all_at_once):
+    """Query heads 0 and 1 share key head 0, heads 2 and 3 key head 1. Few scores are computed all at once, many go
+    another way; padding is hidden on both."""
+    monkeypatch.setattr(model_module, "ALL_AT_ONCE", all_at_once)
     q, k, v = (torch.randn(2, heads, T if heads == 4 else 5, 8, dtype=torch.float64) for heads in (4, 2, 2))
     visible = torch.ones(T, 5, dtype=torch.bool).tril(5 - T).expand(2, 1, T, 5).clone()
     visible[1, ..., 0] = False

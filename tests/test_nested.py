@@ -6,7 +6,7 @@ from conftest import small_model
 
 import nested
 from model import positions_and_bias, rotary_tables
-from nested import RIDGE, Measured, fit_bypass, most_layers, order_layers, overlap, stamp
+from nested import RIDGE, Bypass, Measured, Nested, fit_bypass, most_layers, order_layers, overlap, read, save, stamp
 
 L = 4  # layers of small_model
 EXACT = {"rtol": 0, "atol": 1e-12}  # float64 rounding of logits that are of the order of 1
@@ -140,7 +140,10 @@ def test_the_masks_that_decide_are_drawn_from_the_valid_layers_of_their_number()
 def test_the_stamp_knows_every_weight_its_dtype_and_what_else_counts(model):
     """A measurement of other weights would be taken for one of these: the last row of a matrix counts as the first."""
     stamps = [stamp(model, [[1, 2]], 0.7), stamp(model, [[1, 2]], 1.0), stamp(model, [[1, 3]], 0.7)]
-    stamps.append(stamp(small_model(torch.float32), [[1, 2]], 0.7))
+    zeros = small_model()
+    for parameter in zeros.parameters():
+        parameter.data.zero_()  # the same bytes in two dtypes
+    stamps += [stamp(zeros.to(dtype), [[1, 2]], 0.7) for dtype in (torch.bfloat16, torch.float16)]
     for parameter in model.parameters():
         for index in {0, parameter.numel() - 1}:
             moved = small_model()
@@ -149,6 +152,20 @@ def test_the_stamp_knows_every_weight_its_dtype_and_what_else_counts(model):
             stamps.append(stamp(moved, [[1, 2]], 0.7))
     assert len(set(stamps)) == len(stamps)
     assert stamp(small_model(), [[1, 2]], 0.7) == stamps[0]
+
+
+@pytest.mark.parametrize("layers", [None, Measured([0.5, 0.25], [1, 0], [0.75, 0.125])])
+@pytest.mark.parametrize("bypass", [None, Bypass(torch.ones(4, 3, 8), torch.zeros(4, 8, 3), torch.ones(4, 2, 8))])
+def test_what_was_measured_is_read_as_it_was_written(tmp_path, model, layers, bypass):
+    """All of it: a resume that forgot a part would sample from other nested models."""
+    written = Nested(step=51, n_skipped=7, layers=layers, of="abc")
+    save(tmp_path, bypass, written)
+    found, again = read(tmp_path, model)
+    assert again == written and (found is None) == (bypass is None)
+    if bypass:
+        assert all(torch.equal(vars(found)[name], part.double()) for name, part in vars(bypass).items())
+    save(tmp_path / "nowhere", bypass, None)
+    assert read(tmp_path / "nowhere", model) == (None, None)
 
 
 def test_overlap_is_that_of_the_whole_softmax(monkeypatch):

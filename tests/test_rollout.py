@@ -11,6 +11,7 @@ import rollout as rollout_module
 from model import Decoder
 from nested import Bypass
 from rollout import (
+    ScoreTokens,
     completion_logprobs,
     completion_logprobs_naive,
     generate,
@@ -317,3 +318,28 @@ def test_packed_matrices_are_the_same_numbers_and_the_model_keeps_its_own():
     assert twin.model.embed_tokens.weight is model.model.embed_tokens.weight
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert packed(single := small_model(torch.float32), rows=8) is single
+
+
+def test_logits_are_divided_by_the_temperature_in_float32():
+    """In bfloat16 the quotient is rounded to 8 bits: sampling and scoring would round alike, and the ratio hide it."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(n, 16, generator=generator).bfloat16() for n in (200, 50))
+    logits = torch.nn.functional.linear(x, weight)
+    expected = (logits.float() / 0.7).log_softmax(-1)
+    token, logprob = sample(logits, torch.rand(200, dtype=torch.float64, generator=generator), temperature=0.7)
+    torch.testing.assert_close(logprob, expected[range(200), token], atol=1e-5, rtol=1e-5)
+    scored, _ = ScoreTokens.apply(x, weight, token, 0.7)
+    torch.testing.assert_close(scored, expected[range(200), token], atol=1e-5, rtol=1e-5)
+
+
+def test_the_gradient_of_the_states_is_added_up_in_float32(monkeypatch):
+    """Over blocks of the vocabulary: of 256 parts in bfloat16, those behind the largest would hardly count."""
+    monkeypatch.setattr(rollout_module, "LOGITS", 8)
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(n, 16, generator=generator).bfloat16() for n in (8, 256))
+    errors = []
+    for dtype in (torch.bfloat16, torch.float32):
+        states = x.to(dtype, copy=True).requires_grad_()
+        ScoreTokens.apply(states, weight.to(dtype), torch.arange(8), 1.0)[0].sum().backward()
+        errors.append(states.grad.float())
+    assert (errors[0] - errors[1]).norm() < 0.0075 * errors[1].norm(), "0.0051 as it is, 0.0100 added up in bfloat16"

@@ -523,6 +523,15 @@ def test_the_settings_reach_what_is_loaded(checkpoint, tmp_path, monkeypatch):
     }
 
 
+def test_the_validation_split_is_tested_with_and_not_trained_on():
+    """A rate or a cap that was chosen on the test split makes its accuracy a training figure."""
+    everything = data.load("arith", "train")
+    trained, tests = train.load_problems(Settings(eval_split="valid"))
+    assert (trained, tests) == (everything[:-100], {"valid": everything[-100:]})
+    trained, tests = train.load_problems(Settings())
+    assert trained == everything and list(tests) == ["test", "wordings"]
+
+
 def test_defaults_that_depend_on_the_model_are_decided_and_written_down():
     """A rate that suits two million weights ruins a real checkpoint; what was chosen belongs into config.json."""
     embedded, svamp, other = (
@@ -953,17 +962,18 @@ def test_what_was_measured_is_kept_beside_the_checkpoint_and_used_for_its_weight
     one, two = capsys.readouterr().out.split("accepted without it")[1:]
     assert one.splitlines()[0] == two.splitlines()[0] and "2 of these are skipped: 6 masks" in one
     assert metrics(tmp_path / "one")[0]["skipped_layers"] == metrics(tmp_path / "two")[0]["skipped_layers"]
-    assert trained(folder, tmp_path / "three", "--bypass", "identity") == 0 and len(calls) == 2
-    assert trained(folder, tmp_path / "four", "--temperature", "0.9") == 0 and len(calls) == 3
-    assert trained(folder, tmp_path / "five", "--dtype", "bfloat16") == 0 and len(calls) == 4
+    flags, load = [], train.data.load
+    for n, more in enumerate(("--bypass mean", "--temperature 0.9", "--dtype bfloat16", "", "--max-new-tokens 3"), 2):
+        flags += more.split()  # one thing changes at a time
+        if not more:
+            monkeypatch.setattr(train.data, "load", lambda *given: load(*given)[1:])
+        for again in "ab":
+            assert trained(folder, tmp_path / f"{n}{again}", *flags) == 0 and len(calls) == n, more
     moved = Decoder.from_pretrained(folder)
     with torch.no_grad():
         moved.model["norm"].weight[-1] *= 2
     moved.save_pretrained(folder)
-    assert trained(folder, tmp_path / "six", "--dtype", "bfloat16") == 0 and len(calls) == 5
-    load = train.data.load
-    monkeypatch.setattr(train.data, "load", lambda *given: load(*given)[1:])
-    assert trained(folder, tmp_path / "seven", "--dtype", "bfloat16") == 0 and len(calls) == 6
+    assert trained(folder, tmp_path / "moved", *flags) == 0 and len(calls) == n + 1
 
 
 def test_a_model_beside_which_nothing_can_be_kept_is_measured_with_a_warning(checkpoint, tmp_path, monkeypatch):
