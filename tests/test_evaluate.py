@@ -77,15 +77,6 @@ def test_the_batch_size_changes_neither_order_nor_texts(folder):
     assert [samples[0]["question"] for samples in runs[0]] == [problem.question for problem in problems]
 
 
-def test_greedy_evaluation_is_what_the_sampler_gives_at_temperature_0(folder):
-    """The full model, nothing skipped."""
-    model, tokenizer = load_model(folder, "float32", "cpu")
-    problem = data.load("arith", "test")[0]
-    rollout = generate(model, [tokenizer.encode_prompt(problem.question)], 1, 12, tokenizer.eos_ids, temperature=0.0)
-    [[record]] = evaluate.evaluate(model, tokenizer, [problem], 12)
-    assert record["completion"] == tokenizer.decode(rollout.completion(0))
-
-
 def test_the_command_line_prints_accuracy_and_writes_the_texts(folder, tmp_path, capsys):
     """Mean accuracy and pass@k with their standard errors; one JSON line a completion."""
     out = tmp_path / "texts.jsonl"

@@ -778,18 +778,6 @@ def test_a_model_that_is_not_finite_from_the_start_leaves_no_checkpoint(run, che
     assert "logits are not finite" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_one_line(run, monkeypatch, capsys):
-    """No traceback; and no half-written folder under the checkpoint's name."""
-
-    def save_pretrained(self, folder):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Decoder, "save_pretrained", save_pretrained)
-    status, out = run()
-    assert status == 1 and not (out / "checkpoint").exists()
-    assert "No space left" in capsys.readouterr().err.strip().splitlines()[-1]
-
-
 def test_a_read_only_folder_is_one_line(run, tmp_path, monkeypatch, capsys):
     """Said before anything is computed."""
 
@@ -812,15 +800,6 @@ def interrupt_in_step_2(monkeypatch, error):
         return original(*arguments, **keywords)
 
     monkeypatch.setattr(train, "generate", generate)
-
-
-def test_ctrl_c_leaves_a_checkpoint(run, easy_reward, monkeypatch):
-    """Nothing that was computed is lost; the exit status is the shell's for an interrupt."""
-    interrupt_in_step_2(monkeypatch, KeyboardInterrupt())
-    status, out = run()
-    assert status == 130
-    assert Decoder.from_pretrained(out / "checkpoint")
-    assert [row["step"] for row in metrics(out)] == [1]
 
 
 @pytest.mark.parametrize(
@@ -967,8 +946,7 @@ def test_what_was_measured_is_kept_beside_the_checkpoint_and_used_for_its_weight
         flags += more.split()  # one thing changes at a time
         if not more:
             monkeypatch.setattr(train.data, "load", lambda *given: load(*given)[1:])
-        for again in "ab":
-            assert trained(folder, tmp_path / f"{n}{again}", *flags) == 0 and len(calls) == n, more
+        assert trained(folder, tmp_path / str(n), *flags) == 0 and len(calls) == n, more
     moved = Decoder.from_pretrained(folder)
     with torch.no_grad():
         moved.model["norm"].weight[-1] *= 2
