@@ -2,8 +2,8 @@
 
 Read it downwards from `Decoder.forward` and `hidden`: the decoder, a block, attention, the two caches. Names of
 parameters and of configuration keys are Hugging Face's, so a checkpoint needs no mapping. Definitions of the method: D1
-(a layer is a whole `Block`) and D3 (a skipped block is the identity, or its bypass). Lines that exist for skipping
-carry `# SKIP`.
+(a layer is a whole `Block`) and D3 (a skipped block is the identity, or its bypass). What exists for skipping carries
+`# SKIP`, here and everywhere: a marked statement goes with its body, and without them all this is a vanilla trainer.
 
 Departures from transformers: no dropout; no attention mask argument (a row is padded on the right, where causal
 attention never looks, or on the left in a cache that knows by how much); norms and rotary tables are computed in

@@ -189,10 +189,8 @@ class Run:
         self.whole = True  # False while a step becomes a boundary
         self.valid: list[int] | None = None  # SKIP: the valid layers; None: as they are measured
         self.nested: Nested | None = None  # SKIP: what was measured last
-        self.saved, self.saved_at = (
-            None,
-            time.monotonic(),
-        )  # the state of the newest checkpoint, and when it was written
+        self.saved: dict | None = None  # the newest checkpoint's state
+        self.saved_at = time.monotonic()  # and when it was written, or the run began
 
     def steps_to_go(self) -> Iterable[int]:
         """The steps of this phase that are still to be taken."""
