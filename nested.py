@@ -237,13 +237,16 @@ def most_layers(acceptance: Callable[[tuple[bool, ...]], float], n_layers: int, 
     valid: the valid layers, or the measured ones, which depend on how many are skipped.
     """
     most = valid.most if isinstance(valid, Measured) else len(valid)
-    for k in range(1, most + 1):
+    for k in range(most, 0, -1):  # from above: fewer layers are drawn from a larger set, which may hold worse ones
         layers = valid.valid_layers(k) if isinstance(valid, Measured) else valid
-        generator = torch.Generator().manual_seed(0)
-        masks = [sample_mask(n_layers, k / n_layers, layers, generator) for _ in range(DRAWN)]
-        if sum(map(acceptance, masks)) / DRAWN < WANTED:
-            return k - 1
-    return most
+        generator, lost = torch.Generator().manual_seed(0), 0.0
+        for _ in range(DRAWN):
+            lost += 1 - acceptance(sample_mask(n_layers, k / n_layers, layers, generator))
+            if lost > DRAWN * (1 - WANTED):  # whatever the others keep
+                break
+        else:
+            return k
+    return 0
 
 
 # ---- what is kept
