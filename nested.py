@@ -30,7 +30,7 @@ from model import Block, Decoder
 from rollout import LOGITS, completion_hidden, generate, log_softmax, pack
 from skip import sample_mask
 
-PROBE = 16  # problems that the layers are measured on
+PROBE = 8  # problems that the layers are measured on
 FIT = 64  # other problems, that a bypass is fitted on
 LOOK = 64  # tokens of a completion that are looked at for either
 RIDGE = 0.01  # of the mean square of what a bypass is fitted on
@@ -260,27 +260,23 @@ def stamp(model: Decoder, *facts) -> str:
     return digest.hexdigest()
 
 
-def save(folder: Path, bypass: Bypass | None, nested: Nested | None) -> None:
-    """Writes what was measured, if anything, into folder/nested: a directory of its own, since whoever serves the model
-    reads all *.safetensors beside config.json."""
+def save(path: Path, bypass: Bypass | None, nested: Nested | None) -> None:
+    """Writes what was measured, if anything."""
     if nested is None:
         return
     tensors = {} if bypass is None else vars(bypass).copy()
     if nested.layers:
         tensors |= {name: torch.from_numpy(np.array(figures)) for name, figures in asdict(nested.layers).items()}
-    (folder / "nested").mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     facts = {"step": nested.step, "n_skipped": nested.n_skipped, "of": nested.of}
-    save_file(
-        tensors, folder / "nested" / "measured.safetensors", metadata={"nested": json.dumps(facts)}
-    )  # one text keeps its order
+    save_file(tensors, path, metadata={"nested": json.dumps(facts)})  # one text keeps its order
 
 
-def read(folder: Path, model: Decoder) -> tuple[Bypass | None, Nested | None]:
+def read(path: Path, model: Decoder) -> tuple[Bypass | None, Nested | None]:
     """What `save` wrote: a bypass for this model, and the rest; None for what is not there.
 
     Raises ValueError that names the file where it is broken.
     """
-    path = folder / "nested" / "measured.safetensors"
     if not path.is_file():
         return None, None
     try:

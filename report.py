@@ -7,6 +7,7 @@ train.py prints the same at the end of a run.
 
 import argparse
 import math
+import os
 import statistics
 import sys
 from pathlib import Path
@@ -95,11 +96,12 @@ def draw(rows: list[dict], path: Path) -> bool:
 
 def print_report(folder: str | Path) -> None:
     """Prints the table and the curve of the run in `folder`, and leaves curve.png there where matplotlib is."""
+    folder = Path(os.path.expanduser(folder))
     rows = read(folder)
     print(f"\n{table(rows)}\n")
     if len(rows) > 1:
         print(curve(rows))
-        drawn = draw(rows, Path(folder) / "curve.png")
+        drawn = draw(rows, folder / "curve.png")
         print(f"curve: {Path(folder) / 'curve.png'}" if drawn else "(curve.png needs matplotlib, which is not here)")
 
 

@@ -19,6 +19,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -208,8 +209,9 @@ class Run:
         """Makes a boundary of the step that the weights have just taken; to be called inside `uninterrupted`."""
         self.whole = False
         self.step = step
-        self.log.write(self.phase, step, self.last_step(), figures, samples)
+        line = self.log.write(self.phase, step, self.last_step(), figures, samples)
         self.whole = True
+        tqdm.write(line)  # a terminal that is gone undoes nothing
 
     def skip_mask(self, step: int) -> tuple[bool, ...]:  # SKIP
         """D3: the mask of a step. Before step 1, N + 1, 2N + 1, … (--measure-every) nested models are measured."""
@@ -231,15 +233,17 @@ class Run:
         }
 
     def save(self) -> None:
-        """Writes a checkpoint of this boundary, unless there is one."""
+        """Writes a checkpoint of this boundary, unless there is one. FloatingPointError if it is not finite."""
         state = self.state()
         if self.saved == state:
             return
+        if not self.optimizer.finite():
+            raise FloatingPointError("the weights are not finite")
 
         def write(folder: Path) -> None:
             self.model.save_pretrained(folder)
             self.tokenizer.save(folder)
-            nested.save(folder, self.model.bypass, self.nested)  # SKIP
+            nested.save(folder / "training" / "nested.safetensors", self.model.bypass, self.nested)  # SKIP
 
         with uninterrupted():
             checkpoint.save(self.log.folder, write, self.optimizer, state, self.settings.keep)
@@ -251,7 +255,7 @@ class Run:
         state = checkpoint.load(folder, self.optimizer, now)
         self.phase, self.step = state["phase"], state["step"]
         self.tokenizer.now = datetime.fromisoformat(state["date"])
-        self.model.bypass, self.nested = nested.read(folder, self.model)  # SKIP
+        self.model.bypass, self.nested = nested.read(folder / "training" / "nested.safetensors", self.model)  # SKIP
         if state["problems"] != now["problems"]:
             raise ValueError(f"--resume: the problems of {self.settings.dataset} are not those that the run began with")
         if state["threads"] != now["threads"]:
@@ -265,6 +269,8 @@ class Run:
 def at_boundary(run: Run) -> None:
     """What is due between two steps: an evaluation of the full model, with a line of its own, and a checkpoint."""
     s, step = run.settings, run.step
+    if time.monotonic() - run.saved_at > OFTEN:  # before an evaluation, which may take long
+        run.save()
     if run.phase == "reinforce" and run.is_evaluated(step) and run.log.last != ("evaluate", step):
         everywhere = step in (0, s.steps)  # on arith's wordings as well
         splits = {name: some[: s.eval_problems] for name, some in run.tests.items() if everywhere or name != "wordings"}
@@ -274,10 +280,8 @@ def at_boundary(run: Run) -> None:
             )
         samples = [example for mode, each in records.items() for example in examples(step, mode, each)]
         with uninterrupted():
-            run.log.write("evaluate", step, s.steps, figures, samples)
-    if step % s.save_every == 0 or step == run.last_step() or time.monotonic() - run.saved_at > OFTEN:
-        if not run.optimizer.finite():
-            raise FloatingPointError("the weights are not finite")
+            tqdm.write(run.log.write("evaluate", step, s.steps, figures, samples))
+    if step % s.save_every == 0 or step == run.last_step():
         run.save()
 
 
@@ -308,23 +312,24 @@ def measure_nested(run: Run, step: int) -> None:  # SKIP
     prompts = [run.tokenizer.encode_prompt(p.question) for p in draw_problems(run.train, n, step=1, seed=0)]
     n_skipped = None if s.skip_ratio == "auto" else round(s.skip_ratio * run.model.config.num_hidden_layers)
     options = s.max_new_tokens, run.tokenizer.eos_ids, s.temperature, s.bypass, run.valid, n_skipped
-    folder, found = find_checkpoint(s.model) if s.model and step == 1 and not s.warmup_epochs else None, None
+    kept = None
+    if s.model and step == 1 and not s.warmup_epochs:
+        kept = find_checkpoint(s.model) / "nested" / "measured.safetensors"
     with run.log.phase("measure"):
         stamp = nested.stamp(run.model, prompts, *options)
-        if folder:
-            try:
-                bypass, found = nested.read(folder, run.model)
-            except ValueError as error:
-                warnings.warn(f"{error}; measured again", stacklevel=1)
-        if found and found.of == stamp:
-            run.model.bypass, run.nested = bypass, found
+        try:
+            run.model.bypass, run.nested = nested.read(kept, run.model) if kept else (None, None)
+        except ValueError as error:
+            warnings.warn(f"{error}; measured again", stacklevel=1)
+        if run.nested and run.nested.of == stamp:
+            run.nested.step = step
         else:
             run.nested = Nested(step, *nested.measure(run.model, prompts, *options), stamp)
-            if folder:
-                try:
-                    nested.save(folder, run.model.bypass, run.nested)
-                except OSError as error:
-                    warnings.warn(f"what was measured cannot be kept beside the model: {error}", stacklevel=1)
+            try:
+                if kept:
+                    nested.save(kept, run.model.bypass, run.nested)
+            except OSError as error:
+                warnings.warn(f"what was measured cannot be kept beside the model: {error}", stacklevel=1)
     if run.nested.layers:
         tqdm.write(run.nested.layers.table(run.nested.n_skipped))
     elif s.skip_ratio == "auto":
@@ -355,6 +360,8 @@ def set_up(given: dict, resume: bool = False) -> Run:
     if newest:
         run.restore(newest)
     elif resume:  # it was killed before its first checkpoint
+        if (out / "metrics.jsonl").exists() and '"reinforce"' in (out / "metrics.jsonl").read_text(encoding="utf-8"):
+            raise ValueError(f"--resume: {out} has steps in its metrics.jsonl, but no checkpoint to go on from")
         run.log.rewind(run.log.sizes)
     out.mkdir(parents=True, exist_ok=True)
     write_settings(s, out)
@@ -388,6 +395,7 @@ def load_problems(s: Settings) -> tuple[list[data.Problem], dict[str, list[data.
 LESS_MEMORY = {
     "sample": "--samples, --prompts or --max-new-tokens",
     "update": "--micro-batch-tokens or --max-new-tokens, or try --gradient-checkpointing",
+    "measure": "--max-new-tokens, or measure nothing (--bypass identity --valid-layers border:1)",
     "evaluate": "--samples or --prompts, whose product is the size of a batch, or --max-new-tokens",
 }
 
@@ -401,32 +409,35 @@ def main(arguments: list[str] | None = None) -> int:
         return complain(error)
     with terminable():
         try:
-            status = work(run)
+            status, hopeful = work(run)
         except (OSError, KeyboardInterrupt) as error:  # no place for the last checkpoint either; a second Ctrl-C
-            status = min(complain(error), 1) if isinstance(error, OSError) else complain(error)
-    saved = run.saved and f"{'warm-up ' * (run.saved['phase'] == 'warmup')}step {run.saved['step']}"
-    print(f"checkpoint: {run.log.folder / 'checkpoint'} (after {saved})" if saved else "checkpoint: none")
-    if status:
-        print(f"go on with: python train.py --out {shlex.quote(str(run.log.folder))} --resume")
-    return status
+            status, hopeful = complain(error), True
+    with suppress(BrokenPipeError):
+        saved = run.saved and f"{'warm-up ' * (run.saved['phase'] == 'warmup')}step {run.saved['step']}"
+        print(f"checkpoint: {run.log.folder / 'checkpoint'} (after {saved})" if saved else "checkpoint: none")
+        if status and hopeful:
+            print(f"go on with: python train.py --out {shlex.quote(str(run.log.folder))} --resume", flush=True)
+    return 1 if status == 2 else status  # what the user gave has long been read
 
 
-def work(run: Run) -> int:
-    """The run itself. Whatever ends it, its last boundary is in DIR/checkpoint, if its numbers are finite; returns the
-    exit status."""
+def work(run: Run) -> tuple[int, bool]:
+    """The run itself. Whatever ends it leaves its last boundary in DIR/checkpoint; but trouble of the numbers leaves the
+    last good checkpoint. Returns the exit status, and whether to go on may help."""
     try:
         if run.phase == "warmup":
             warm_up(run)
         reinforce(run)
         print_report(run.log.folder)
-        return 0
+        return 0, True
+    except (FloatingPointError, OverflowError) as error:  # the last boundary led to it
+        return complain(error), False
     except BaseException as error:
         if run.whole and run.optimizer.whole and run.optimizer.finite():
             run.save()
         phase = run.log.phase_now or "set-up"
         lower = LESS_MEMORY.get(phase, "the size of the model")
-        status = complain(error, f"lower {lower} (it ran out in the phase: {phase})")
-        return 1 if status == 2 else status  # what the user gave has long been read
+        advice = f"lower {lower}, in another run, which --model may begin from the checkpoint (phase: {phase})"
+        return complain(error, advice), True
 
 
 if __name__ == "__main__":

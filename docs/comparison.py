@@ -49,12 +49,12 @@ def draw(arms: dict[str, list[list[dict]]], path: Path) -> None:
             points = []
             for rows in runs:
                 total = np.cumsum([of(row) if row["phase"] == "reinforce" else 0 for row in rows])
-                known = [i for i, row in enumerate(rows) if row["test_accuracy_sampled"] is not None]
-                points.append([(total[i], 100 * rows[i]["test_accuracy_sampled"]) for i in known])
+                key = max(("test_accuracy_sampled", "valid_accuracy_sampled"), key=lambda k: rows[0][k] is not None)
+                points.append([(total[i], 100 * row[key]) for i, row in enumerate(rows) if row[key] is not None])
             x, y = np.mean(points, axis=0).T
             axis.plot(x, y, marker="o", label=name)
             axis.set_xlabel(label)
-    axes[0].set_ylabel("accuracy on the test split, full model, sampled, %")
+    axes[0].set_ylabel("accuracy of the full model, sampled, %")
     axes[0].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})

@@ -34,7 +34,7 @@ def prepared(bypass: str, a: argparse.Namespace) -> train.Run:
     """A run of train.py on the checkpoint with its nested models measured, none of it trained."""
     given = {"model": a.model, "dataset": a.dataset, "data_dir": a.data_dir, "bypass": bypass, "dtype": a.dtype}
     run = train.set_up(given | {"out": str(Path(a.out) / bypass)})
-    run.skip_mask(step=1)  # reads what is beside the checkpoint, if that was measured before
+    run.skip_mask(step=1)
     return run
 
 

@@ -31,8 +31,8 @@ def save(folder: Path, write: Callable[[Path], None], optimizer: Optimizer, stat
     try:
         with uninterrupted():
             shutil.rmtree(partial, ignore_errors=True)
+            (partial / "training").mkdir(parents=True)  # apart: servers read every *.safetensors beside config.json
             write(partial)
-            (partial / "training").mkdir()  # apart: whoever serves the model reads all *.safetensors beside config.json
             save_file(optimizer.state(), partial / "training" / "optimizer.safetensors")
             (partial / "training" / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
             before = None
@@ -85,24 +85,34 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return next((path for path in (folder / "checkpoint", *older_checkpoints(folder)) if path.is_dir()), None)
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which a cluster sends before it kills. Its exit status is the shell's, 128 and the signal's number."""
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
-    status = 128 + signal.SIGTERM
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which a cluster sends before it kills, or SIGHUP, of a terminal that is closed."""
+
+    def __init__(self, number: int = signal.SIGTERM):
+        self.status = 128 + number  # the exit status as a shell gives it
+
+
+def heeded() -> list[int]:
+    """Those of SIGNALS that are not ignored, as nohup has it of SIGHUP, and a shell's background job of SIGINT."""
+    return [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 @contextmanager
 def terminable():
-    """SIGTERM raises Terminated, as Ctrl-C raises KeyboardInterrupt."""
+    """SIGTERM and SIGHUP raise Terminated, as Ctrl-C raises KeyboardInterrupt."""
 
-    def terminate(*_):
-        raise Terminated
+    def terminate(number, _):
+        raise Terminated(number)
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    before = {number: signal.signal(number, terminate) for number in heeded() if number != signal.SIGINT}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 HEARD: list[int] = []  # signals that wait
@@ -110,15 +120,14 @@ HEARD: list[int] = []  # signals that wait
 
 @contextmanager
 def uninterrupted():
-    """Ctrl-C and SIGTERM wait for the end of this block, or for `hear_signals` in it: half a step or half a file is
+    """Signals wait for the end of this block, or for `hear_signals` in it: half a step or half a file is
     worth less than none."""
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(each, lambda number, _: HEARD.append(number)) for each in signals]
+    before = {number: signal.signal(number, lambda number, _: HEARD.append(number)) for number in heeded()}
     try:
         yield
     finally:
-        for each, handler in zip(signals, before, strict=True):
-            signal.signal(each, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         heard = HEARD[:1]
         HEARD.clear()
     if heard:
@@ -128,4 +137,4 @@ def uninterrupted():
 def hear_signals() -> None:
     """Raises what `uninterrupted` holds back, at a moment when stopping costs nothing."""
     if HEARD:
-        raise Terminated if HEARD[0] == signal.SIGTERM else KeyboardInterrupt
+        raise KeyboardInterrupt if HEARD[0] == signal.SIGINT else Terminated(HEARD[0])

@@ -11,8 +11,6 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from tqdm import tqdm
-
 ACCURACIES = tuple(f"{split}_accuracy{mode}" for split in ("test", "wordings", "valid") for mode in ("", "_sampled"))
 # The keys of a line of metrics.jsonl; null where a figure is not defined.
 METRICS = (
@@ -42,37 +40,41 @@ class Log:
         self.phase_now = ""  # not in a finally: after an error it says where it came from
         self.seconds[f"seconds_{name}"] = self.seconds.get(f"seconds_{name}", 0.0) + time.perf_counter() - start
 
-    def write(self, phase: str, step: int, last_step: int, figures: dict, samples: list[dict]) -> None:
-        """A line of metrics.jsonl and one on the terminal; the samples before it, into samples.jsonl."""
+    def write(self, phase: str, step: int, last_step: int, figures: dict, samples: list[dict]) -> str:
+        """A line of metrics.jsonl, after the samples, into samples.jsonl. Returns the line for the terminal."""
         figures = figures | self.seconds
         unknown = figures.keys() - set(METRICS)
         assert not unknown, f"not among METRICS: {unknown}"
         row = {key: figures.get(key) for key in METRICS} | {"phase": phase, "step": step}
         row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         for name, rows in (("samples.jsonl", samples), ("metrics.jsonl", [row])):
-            with (self.folder / name).open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(each, ensure_ascii=False) + "\n" for each in rows)
+            path, text = self.folder / name, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in rows)
+            try:
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(text)
+            except OSError as error:  # it names no file if the disk is full
+                raise OSError(error.errno, error.strerror, str(path)) from None
         self.sizes = {name: (self.folder / name).stat().st_size for name in self.sizes}
         self.seconds, self.last = {}, (phase, step)
-        tqdm.write(readable(row, last_step))
+        return readable(row, last_step)
 
     def rewind(self, sizes: dict[str, int]) -> None:
         """Cuts off what was written after a checkpoint. ValueError where a file is shorter than it was then, or is not
         what was written."""
         for name, size in sizes.items():
             path = self.folder / name
-            path.touch()
-            if path.stat().st_size < size:
+            if size > (path.stat().st_size if path.is_file() else 0):
                 raise ValueError(f"{path}: shorter than when the checkpoint was written, lines were taken out")
         path = self.folder / "metrics.jsonl"
         try:
-            lines = path.read_bytes()[: sizes["metrics.jsonl"]].splitlines()
+            lines = path.read_bytes()[: sizes["metrics.jsonl"]].splitlines() if path.is_file() else []
             self.last = (row := json.loads(lines[-1]))["phase"], row["step"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: not the metrics of this run ({error!r})") from None
         except IndexError:
             self.last = None  # nothing was written before that checkpoint
         for name, size in sizes.items():
+            (self.folder / name).touch()
             os.truncate(self.folder / name, size)
         self.sizes = sizes
 

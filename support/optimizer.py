@@ -49,7 +49,9 @@ class Optimizer:
         return norm
 
     def finite(self) -> bool:
-        return all(master.isfinite().all() for master in self.masters)
+        """Whether all weights and moments are."""
+        moments = (tensor for state in self.adamw.state.values() for tensor in state.values())
+        return all(tensor.isfinite().all() for tensor in (*self.masters, *moments))
 
     def state(self) -> dict[str, Tensor]:
         """What the model's own weights do not say: AdamW's moments and steps, and the masters where they are copies."""

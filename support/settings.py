@@ -11,6 +11,7 @@ import math
 import os
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -102,7 +103,7 @@ class Settings:
     )  # fmt: skip
     eval_every: int = option(20, "steps between evaluations, besides before and after", low=1)
     eval_problems: int = option(500, "problems of an evaluation at most", low=1)
-    save_every: int = option(20, "steps between checkpoints, in the warm-up too; at most ten minutes", low=1)
+    save_every: int = option(20, "steps between checkpoints, in the warm-up too; ten minutes at the latest", low=1)
     keep: int = option(2, "checkpoints to keep: the last one and, beside it, older ones", low=1)
     out: str = option("", "folder to write to; none: runs/ and the time")
 
@@ -177,7 +178,7 @@ def parse(arguments: list[str] | None, description: str) -> tuple[dict, bool]:
         else:
             about |= {"type": number_or_auto if f.name == "skip_ratio" else kind(f), "metavar": "X"}
         group.add_argument(flag(f.name), **about)
-    given = vars(parse_strictly(parser, arguments))
+    given = vars(parse_strictly(parser, arguments, GONE))
     return given, given.pop("resume")
 
 
@@ -188,12 +189,14 @@ def number_or_auto(text: str) -> float | str:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor 'auto'") from None
 
 
-def parse_strictly(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
-    """parser.parse_args, which also says which flag was meant, or what replaces it."""
+def parse_strictly(
+    parser: argparse.ArgumentParser, arguments: list[str] | None, gone: dict[str, str] = MappingProxyType({})
+) -> argparse.Namespace:
+    """parser.parse_args, which also says which flag was meant, or what replaces one that is gone."""
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
         name = unknown[0].partition("=")[0]
-        replacement = GONE.get(name.removeprefix("--").replace("-", "_"))
+        replacement = gone.get(name.removeprefix("--").replace("-", "_"))
         near = difflib.get_close_matches(name, parser._option_string_actions, 1)
         hint = f"; in its place: {replacement}" if replacement else f"; did you mean {near[0]}?" if near else ""
         parser.error(f"no such argument: {name}{hint}")
@@ -209,6 +212,8 @@ def settings_of(given: dict) -> Settings:
         raise FileNotFoundError(f"--resume: no run in {given['out']} ({config.name} is not there)")
     try:
         raw = json.loads(config.read_text(encoding="utf-8"))
+        if not isinstance(raw, dict):
+            raise ValueError(f"expected a JSON object, got {str(raw)[:80]}")
         if gone := sorted(raw.keys() & GONE):
             raise ValueError(
                 f"written by an older version, with {flag(gone[0])} (in its place: {GONE[gone[0]]}); begin another "

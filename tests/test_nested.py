@@ -168,13 +168,14 @@ def test_the_stamp_knows_every_weight_its_dtype_and_what_else_counts(model):
 def test_what_was_measured_is_read_as_it_was_written(tmp_path, model, layers, bypass):
     """All of it: a resume that forgot a part would sample from other nested models."""
     written = Nested(step=51, n_skipped=7, layers=layers, of="abc")
-    save(tmp_path, bypass, written)
-    found, again = read(tmp_path, model)
+    path = tmp_path / "nested" / "measured.safetensors"
+    save(path, bypass, written)
+    found, again = read(path, model)
     assert again == written and (found is None) == (bypass is None)
     if bypass:
         assert all(torch.equal(vars(found)[name], part.double()) for name, part in vars(bypass).items())
-    save(tmp_path / "nowhere", bypass, None)
-    assert read(tmp_path / "nowhere", model) == (None, None)
+    save(tmp_path / "nothing", bypass, None)
+    assert read(tmp_path / "nothing", model) == (None, None)
 
 
 def test_overlap_is_that_of_the_whole_softmax(monkeypatch):

@@ -59,7 +59,10 @@ def whole_run(checkpoint, tmp_path_factory):
     lines = [(row["phase"][0], row["step"]) for row in untimed(out)]
     assert lines == [("w", 1), ("w", 2), ("w", 3), ("e", 0), ("r", 1), ("r", 2), ("e", 2), ("r", 3), ("r", 4), ("e", 4)]
     assert any(row["stepped"] for row in untimed(out) if row["phase"] == "reinforce")
-    assert nested.read(out / "checkpoint", Decoder.from_pretrained(out / "checkpoint"))[1].step == 3
+    assert (
+        nested.read(out / "checkpoint/training/nested.safetensors", Decoder.from_pretrained(out / "checkpoint"))[1].step
+        == 3
+    )
     return out
 
 
@@ -75,7 +78,7 @@ def assert_same(out: Path, reference: Path) -> None:
     for name in ("model.safetensors", "training/optimizer.safetensors"):
         one, other = (load_file(folder / "checkpoint" / name) for folder in (out, reference))
         assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one), name
-    one, other = (folder / "checkpoint" / "nested" / "measured.safetensors" for folder in (out, reference))
+    one, other = (folder / "checkpoint" / "training" / "nested.safetensors" for folder in (out, reference))
     assert one.read_bytes() == other.read_bytes(), "what nested models are made from"
 
 
@@ -186,6 +189,26 @@ def test_a_resume_with_more_steps_is_the_longer_run(checkpoint, whole_run, tmp_p
     assert json.loads((out / "config.json").read_text())["steps"] == 4
 
 
+def test_a_run_that_begins_from_a_checkpoint_leaves_the_resume_of_that_alone(stopped, whole_run, tmp_path):
+    """What it measures of those weights, with other settings, is kept beside them, not where a resume looks."""
+    flags = "--steps 1 --prompts 2 --samples 2 --max-new-tokens 2 --eval-problems 2 --device cpu"
+    other = [
+        *flags.split(),
+        "--skip-ratio",
+        "0.25",
+        "--model",
+        str(stopped / "checkpoint"),
+        "--temperature",
+        "0.5",
+        "--out",
+        str(tmp_path / "other"),
+    ]
+    assert train.main(other) == 0
+    assert (stopped / "checkpoint" / "nested" / "measured.safetensors").exists()
+    assert train.main(["--out", str(stopped), "--resume"]) == 0
+    assert_same(stopped, whole_run)
+
+
 def test_a_resumed_run_renders_its_prompts_with_the_date_that_it_began_with(stopped):
     """A chat template may ask for the date: the next day, the same problems would be other prompts."""
     state = json.loads((stopped / "checkpoint" / "training" / "state.json").read_text())
@@ -286,7 +309,7 @@ def another_model(out: Path) -> None:
         ),
         (lambda out: (out / "checkpoint/training/state.json").write_text("{"), "not the state of this run's model"),
         (lambda out: (out / "checkpoint/training/state.json").write_text("{}"), "format 1, this one reads 2"),
-        (lambda out: (out / "checkpoint/nested/measured.safetensors").write_bytes(b"x"), "not a whole measurement"),
+        (lambda out: (out / "checkpoint/training/nested.safetensors").write_bytes(b"x"), "not a whole measurement"),
         (lambda out: (out / "metrics.jsonl").write_text("x" * 10**5), "not the metrics of this run"),
         (
             lambda out: (out / "config.json").write_text('{"is_level": "token"}'),
@@ -295,6 +318,8 @@ def another_model(out: Path) -> None:
         (lambda out: (out / "checkpoint/training/state.json").unlink(), "state.json is not there"),
         (lambda out: (out / "metrics.jsonl").write_text(""), "metrics.jsonl: shorter than"),
         (lambda out: (out / "config.json").write_text('{"speed": 3}'), "not the settings of a run"),
+        (lambda out: (out / "config.json").write_text("[]"), "not the settings of a run"),
+        (lambda out: [shutil.rmtree(path) for path in out.glob("checkpoint*")], "no checkpoint to go on from"),
         (lambda out: (out / "config.json").write_text('{"lr": -1}'), "--lr is -1"),
         (lambda out: (out / "config.json").write_text('{"lr": "fast"}'), "lr is 'fast'"),
         (lambda out: (out / "config.json").unlink(), "no run in"),

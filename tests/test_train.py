@@ -430,7 +430,7 @@ def test_a_line_holds_the_seconds_since_the_last_one_and_null_for_what_is_not_fi
         for _ in range(visits):
             with log.phase("sample"):
                 pass
-        log.write("warmup", visits, 9, figures | {"loss": 0.0}, [])
+        assert log.write("warmup", visits, 9, figures | {"loss": 0.0}, []).startswith(f"warm-up {visits}/9")
     rows = metrics(tmp_path, "warmup")
     assert [row["seconds_sample"] for row in rows] == [3.0, 4.0]
     assert all(row["k1"] is None and row["ratio_max"] is None and row["seconds_score"] is None for row in rows)
@@ -449,7 +449,7 @@ def test_tokens_per_second_are_those_of_sampling_and_both_kinds_of_samples_are_k
     assert [(r["step"], r["mode"]) for r in kept] == expected
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_waits_for_the_end_of_a_step(loop, paid, number):
     """Weights that moved and a step that was not counted are no state to go on from; the key is heard right after."""
     run = loop(lr=0.1)
@@ -467,7 +467,7 @@ def test_a_signal_waits_for_the_end_of_a_step(loop, paid, number):
     assert signal.getsignal(signal.SIGINT) is handler
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_in_a_backward_pass_drops_the_step_that_was_begun(loop, paid, monkeypatch, number):
     """Nothing has changed yet: who presses Ctrl-C waits for a micro-batch, not for a step."""
     run, passes = loop(micro_batch_tokens=1), []
@@ -695,7 +695,31 @@ def test_numbers_that_are_not_finite_stop_the_run_and_keep_the_last_good_checkpo
     assert all(p.isfinite().all() for p in Decoder.from_pretrained(out / "checkpoint").parameters())
     captured = capsys.readouterr()
     assert re.fullmatch("error: the .* not finite", captured.err.splitlines()[-1])
-    assert captured.out.splitlines()[-2].endswith("checkpoint (after step 0)")
+    assert captured.out.splitlines()[-1].endswith("checkpoint (after step 0)"), "to go on would end in the same"
+
+
+def test_weights_that_are_finite_and_ruined_do_not_replace_the_last_good_checkpoint(run, easy_reward, capsys):
+    """A step of a trillion leaves numbers whose products overflow: the step after it finds out, too late."""
+    _, out = run("--lr", "1e12", "--max-grad-norm", "0", "--save-every", "100", "--keep", "1")
+    assert "not finite" in capsys.readouterr().err
+    assert json.loads((out / "checkpoint" / "training" / "state.json").read_text())["step"] == 0
+
+
+def test_a_terminal_that_is_gone_loses_no_boundary(run, easy_reward, monkeypatch):
+    """`python train.py | head`: the line is in metrics.jsonl, and its step in the checkpoint."""
+    written, original = [], train.tqdm.write
+
+    def write(line):
+        written.append(line)
+        if len(written) == 3:
+            raise BrokenPipeError(32, "Broken pipe")
+        original(line)
+
+    monkeypatch.setattr(train.tqdm, "write", write)
+    status, out = run("--save-every", "100")
+    assert status == 1
+    saved = json.loads((out / "checkpoint" / "training" / "state.json").read_text())["step"]
+    assert saved == metrics(out)[-1]["step"] > 0
 
 
 def test_an_untruncated_weight_that_overflows_stops_the_run_and_names_its_logarithm(
