@@ -421,8 +421,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def work(run: Run) -> tuple[int, bool]:
-    """The run itself. Whatever ends it leaves its last boundary in DIR/checkpoint; but trouble of the numbers leaves the
-    last good checkpoint. Returns the exit status, and whether to go on may help."""
+    """The run itself. Whatever ends it leaves its last boundary in DIR/checkpoint; trouble of the numbers leaves the
+    checkpoint before. Returns the exit status, and whether to go on may help."""
     try:
         if run.phase == "warmup":
             warm_up(run)
