@@ -157,7 +157,6 @@ class Bench:
 
     def decode(self) -> list[dict]:
         """One rollout of 64 rows of fixed length, function by function."""
-        spent = defaultdict(float)
         places = {
             "prefill": (rollout_module, "prefill"),
             "layers": (model_module.Block, "forward"),
@@ -171,6 +170,7 @@ class Bench:
         def add(part: str, elapsed: float) -> None:
             spent[part] += elapsed
 
+        spent = dict.fromkeys(places, 0.0)
         self.sample(8, 8, "decode", ends=False)
         with timed(places, add):
             total = seconds(lambda: self.sample(8, 8, "decode", ends=False))

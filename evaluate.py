@@ -42,7 +42,7 @@ def score(
         text, ended = tokenizer.decode(rollout.completion(row)), bool(rollout.ended[row])
         correct = ended and grade(text, problem.answer)
         asked, said = {"question": problem.question, "answer": problem.answer}, {"completion": text, "ended": ended}
-        records.append({**asked, **said, "correct": correct, "reward": reward(text, correct) if ended else 0.0})
+        records.append({**asked, **said, "correct": correct, "reward": float(ended and reward(text, correct))})
     return [records[start : start + G] for start in range(0, len(records), G)]
 
 

@@ -261,7 +261,7 @@ def stamp(model: Decoder, *facts) -> str:
 
 
 def save(path: Path, bypass: Bypass | None, nested: Nested | None) -> None:
-    """Writes what was measured, if anything."""
+    """Writes what was measured, if anything. Raises OSError."""
     if nested is None:
         return
     tensors = {} if bypass is None else vars(bypass).copy()
@@ -269,7 +269,10 @@ def save(path: Path, bypass: Bypass | None, nested: Nested | None) -> None:
         tensors |= {name: torch.from_numpy(np.array(figures)) for name, figures in asdict(nested.layers).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = {"step": nested.step, "n_skipped": nested.n_skipped, "of": nested.of}
-    save_file(tensors, path, metadata={"nested": json.dumps(facts)})  # one text keeps its order
+    try:
+        save_file(tensors, path, metadata={"nested": json.dumps(facts)})  # one text keeps its order
+    except SafetensorError as error:  # its way to say that a folder is read-only, or the disk full
+        raise OSError(f"{path}: {error}") from None
 
 
 def read(path: Path, model: Decoder) -> tuple[Bypass | None, Nested | None]:

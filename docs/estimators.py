@@ -240,6 +240,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--reference", type=int, default=18, help="batches of 512 completions for g* (default: 18)")
     a = parser.parse_args(arguments)
+    a.out.mkdir(parents=True, exist_ok=True)
     worlds = {"counted out": counted_out(a.models, n_masks=10), "embedded model": sampled(a.batches, a.reference)}
     for title, rows in worlds.items():
         print(f"\n{title}\n{table(rows)}")

@@ -133,6 +133,7 @@ def complain(error: BaseException, advice: str = "take a smaller model") -> int:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether that is what an error means: each allocator has words of its own."""
+    """Whether that is what an error means: allocators raise RuntimeErrors, each with words of its own."""
     signs = ("out of memory", "t allocate memory", "alloc_failed")
-    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in signs)
+    said = isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in signs)
+    return said or isinstance(error, MemoryError)

@@ -34,7 +34,7 @@ def test_it_is_a_small_checkpoint_of_many_layers():
 
 def test_the_script_writes_where_the_run_reads(capsys):
     """`python -m docs.tiny` without a flag remakes the default model of train.py."""
-    assert tiny.main([]) == 2 and str(data.EMBEDDED) in capsys.readouterr().err
+    assert data.EMBEDDED.is_dir() and tiny.main([]) == 2 and str(data.EMBEDDED) in capsys.readouterr().err
 
 
 def test_numbers_are_read_digit_by_digit(embedded):

@@ -450,21 +450,58 @@ def test_tokens_per_second_are_those_of_sampling_and_both_kinds_of_samples_are_k
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_waits_for_the_end_of_a_step(loop, paid, number):
-    """Weights that moved and a step that was not counted are no state to go on from; the key is heard right after."""
-    run = loop(lr=0.1)
+@pytest.mark.parametrize("moment", ["the optimiser's step", "the line of metrics.jsonl"])
+@pytest.mark.parametrize("phase", ["warmup", "reinforce"])
+def test_a_signal_waits_for_the_end_of_a_step(loop, paid, number, moment, phase):
+    """Weights that moved and a step that was not counted, or not written down, are no state to go on from; the key is
+    heard right after."""
+    run = loop(lr=0.1, warmup_epochs=1, warmup_batch=5)
     run.model.bfloat16()
-    run.optimizer, handler = Optimizer(run.model), signal.getsignal(signal.SIGINT)
-    before, step = [p.clone() for p in run.model.parameters()], run.optimizer.adamw.step
-    run.optimizer.adamw.step = lambda: (step(), signal.raise_signal(number))
+    run.optimizer, run.phase, handler = Optimizer(run.model), phase, signal.getsignal(signal.SIGINT)
+    before = [p.clone() for p in run.model.parameters()]
+    place, name = (run.optimizer.adamw, "step") if moment.startswith("the opt") else (run.log, "write")
+    original = getattr(place, name)
+
+    def struck(*arguments):
+        if arguments[:1] != ("evaluate",):
+            signal.raise_signal(number)
+        return original(*arguments)
+
+    setattr(place, name, struck)
     with pytest.raises(KeyboardInterrupt), train.terminable():
-        train.reinforce(run)
-    assert all((p != b).any() for p, b in zip(run.model.parameters(), before, strict=True))
+        train.warm_up(run) if phase == "warmup" else train.reinforce(run)
+    assert any((p != b).any() for p, b in zip(run.model.parameters(), before, strict=True))
     pairs = zip(run.model.parameters(), run.optimizer.masters, strict=True)
     assert all(torch.equal(p, m.bfloat16()) and m.grad is None for p, m in pairs)
     assert run.step == 1 and run.whole and run.optimizer.whole
-    assert [row["grad_norm"] > 0 for row in metrics(run.log.folder)] == [True], "its line is written"
+    assert [row["grad_norm"] > 0 for row in metrics(run.log.folder, phase)] == [True], "its line is written"
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_signal_that_is_ignored_stays_ignored(loop, paid):
+    """nohup has SIGHUP ignored, a shell's background job SIGINT."""
+    handler, run = signal.signal(signal.SIGHUP, signal.SIG_IGN), loop(steps=1)
+    try:
+        run.optimizer.adamw.register_step_post_hook(lambda *_: signal.raise_signal(signal.SIGHUP))
+        with train.terminable():
+            train.reinforce(run)
+    finally:
+        signal.signal(signal.SIGHUP, handler)
+    assert run.step == 1
+
+
+def test_the_warm_up_s_end_is_a_boundary(loop, monkeypatch):
+    """A key pressed as AdamW is made anew is heard when the phase has changed as well."""
+    run, original = loop(warmup_epochs=1, warmup_batch=5), train.Optimizer
+
+    def struck(model):
+        signal.raise_signal(signal.SIGINT)
+        return original(model)
+
+    monkeypatch.setattr(train, "Optimizer", struck)
+    with pytest.raises(KeyboardInterrupt):
+        train.warm_up(run)
+    assert (run.phase, run.step, run.optimizer.adamw.state) == ("reinforce", 0, {})
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -698,6 +735,22 @@ def test_numbers_that_are_not_finite_stop_the_run_and_keep_the_last_good_checkpo
     assert captured.out.splitlines()[-1].endswith("checkpoint (after step 0)"), "to go on would end in the same"
 
 
+def test_weights_that_are_not_finite_are_not_saved_at_ctrl_c(run, easy_reward, monkeypatch):
+    """The step that spoiled them is a boundary, but no checkpoint to go on from."""
+    original = Optimizer.step
+
+    def step(self, *arguments):
+        norm = original(self, *arguments)
+        self.masters[-1].data.fill_(math.nan)
+        signal.raise_signal(signal.SIGINT)
+        return norm
+
+    monkeypatch.setattr(Optimizer, "step", step)
+    status, out = run("--save-every", "100")
+    assert status == 130 and metrics(out)[-1]["stepped"]
+    assert all(p.isfinite().all() for p in Decoder.from_pretrained(out / "checkpoint").parameters())
+
+
 def test_weights_that_are_finite_and_ruined_do_not_replace_the_last_good_checkpoint(run, easy_reward, capsys):
     """A step of a trillion leaves numbers whose products overflow: the step after it finds out, too late."""
     _, out = run("--lr", "1e12", "--max-grad-norm", "0", "--save-every", "100", "--keep", "1")
@@ -844,13 +897,14 @@ def test_out_of_memory_says_which_setting_to_lower(run, easy_reward, monkeypatch
 
 def test_gradient_checkpointing_is_asked_for_by_its_flag(run, easy_reward, monkeypatch):
     """test_blocks.py holds what it does; here that it is done, and that the weights come out the same."""
-    blocks, outs = [], {}
-    for flag in ("", "--gradient-checkpointing"):
-        monkeypatch.setattr(model_module, "checkpoint", lambda block, *a, **k: blocks.append(block) or block(*a))
-        outs[flag] = run(*filter(None, [flag]), "--steps", "1", out=f"out{flag}")[1]
-        assert bool(blocks) == bool(flag)
-    config = json.loads((outs["--gradient-checkpointing"] / "config.json").read_text())
-    assert config["gradient_checkpointing"] is True
+    calls, weights = [], []
+    original = model_module.checkpoint
+    monkeypatch.setattr(model_module, "checkpoint", lambda *a, **k: calls.append(1) or original(*a, **k))
+    for flags in ([], ["--gradient-checkpointing"]):
+        _, out = run(*flags, "--steps", "2", out=f"out{len(weights)}")
+        assert bool(calls) == bool(flags) == json.loads((out / "config.json").read_text())["gradient_checkpointing"]
+        weights.append(Decoder.from_pretrained(out / "checkpoint").state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_an_error_of_our_own_is_not_hidden_and_loses_nothing(run, easy_reward, monkeypatch, tmp_path):
