@@ -234,9 +234,10 @@ def overlap(x: Tensor, y: Tensor, weight: Tensor, temperature: float = 1.0) -> f
 def most_layers(acceptance: Callable[[tuple[bool, ...]], float], n_layers: int, valid: list[int] | Measured) -> int:
     """The most layers to skip of which DRAWN masks, drawn as training draws them, keep a mean acceptance of WANTED.
 
-    valid: the valid layers, or the measured ones, which depend on how many are skipped.
+    valid: the valid layers, or the measured ones, which depend on how many are skipped. Of the latter no more are tried
+    than the best set, the first ones of the order, bears.
     """
-    most = valid.most if isinstance(valid, Measured) else len(valid)
+    most = len(valid) if not isinstance(valid, Measured) else min(valid.most, sum(t >= WANTED for t in valid.together))
     for k in range(most, 0, -1):  # from above: fewer layers are drawn from a larger set, which may hold worse ones
         layers = valid.valid_layers(k) if isinstance(valid, Measured) else valid
         generator, lost = torch.Generator().manual_seed(0), 0.0
