@@ -123,7 +123,9 @@ def test_the_published_files_hold_what_the_literature_counts(data_dir, name, spl
     assert ("the published file has" in capsys.readouterr().err) == partial  # a whole file needs no remark
 
 
-@pytest.mark.parametrize("name, split", FILES)
+@pytest.mark.parametrize(
+    "name, split", [f if f[1] == "test" else pytest.param(*f, marks=pytest.mark.slow) for f in FILES]
+)
 def test_every_rationale_earns_the_reward_of_its_own_answer(data_dir, name, split):
     """A warm-up teaches the rationales; one that the reward refuses would be unlearned by what follows."""
     assert [p for p in data.load(name, split, data_dir) if not is_correct(p.rationale, p.answer)] == []

@@ -556,7 +556,7 @@ def test_no_two_strings_raise():
     pieces += ["-", "\N{MINUS SIGN}", "=", "e", "E+", "0", "1", "42", "000", "9" * 50, "x", "kg", " ", "\n", "\r"]
     pieces += ["\0", "²", "٤", "\u200f", "\u2028", "\ud800", "\U0001f34e"]
     rng = random.Random(0)
-    for _ in range(10_000):
+    for _ in range(3_000):  # a hundred thousand in the slow tests
         completion, answer = ("".join(rng.choices(pieces, k=rng.randrange(20))) for _ in range(2))
         assert is_correct(completion, answer) in (True, False)
         assert is_correct("#### " + completion, completion) in (True, False)

@@ -64,6 +64,7 @@ def test_it_answers_readably_and_leaves_room_to_learn(embedded):
     assert 0.3 * 200 < right < 0.7 * 200  # 35 to 65 % of 500; three standard errors of 200 are 10 points
 
 
+@pytest.mark.slow
 def test_the_first_run_learns(tmp_path, monkeypatch, capsys):
     """The README's first command in short, six times the same eight problems: what the nested samples earn rises."""
     load = train.data.load
@@ -78,6 +79,7 @@ def test_the_first_run_learns(tmp_path, monkeypatch, capsys):
     assert "new wordings, sampled" in printed and "tokens/s" in printed and "· reward of the nested samples" in printed
 
 
+@pytest.mark.slow
 def test_the_training_lowers_the_loss_of_full_and_nested_models_on_the_train_split(tmp_path, monkeypatch):
     """Every second batch is a nested model's, of one to four layers, none of them the first or the last."""
     streams, calls = spy(monkeypatch, arith, "stream"), spy(monkeypatch, tiny, "completion_logprobs")

@@ -1008,6 +1008,7 @@ def trained(checkpoint, out, *flags) -> int:
     return train.main([*small, "--model", str(checkpoint), "--out", str(out), *flags])
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_kept_beside_the_checkpoint_and_used_for_its_weights_alone(
     checkpoint, tmp_path, monkeypatch, capsys
 ):
