@@ -47,7 +47,7 @@ class Nested:
     step: int  # before which it was measured
     n_skipped: int  # layers that a mask skips
     layers: "Measured | None"  # None: the valid layers are given
-    of: str  # the `stamp` of what it was measured on
+    of: str  # the `stamp` of what it was measured on, if it is kept beside a checkpoint
 
 
 @torch.no_grad()
@@ -69,6 +69,8 @@ def measure(
     """
     completions = own_completions(model, prompts, max_new_tokens, eos_ids, temperature)
     model.bypass = bypass_of(model, bypass, prompts[-FIT:], completions[-FIT:])
+    if valid is not None and n_skipped is not None:
+        return n_skipped, None
     prompts, (tokens, mask) = prompts[:PROBE], pack(completions[:PROBE], model.device)
     full, n_layers = completion_hidden(model, prompts, tokens, mask), model.config.num_hidden_layers
 

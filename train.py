@@ -20,7 +20,7 @@ import warnings
 import zlib
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -112,7 +112,7 @@ def update(
             logprobs, entropy[rows] = completion_logprobs(model, prompts, tokens, mask, s.temperature)  # log π, (n, T)
         log_rho[rows] = finite("the model's log-probabilities are", log_ratio(logprobs, rollout.logprobs[rows], mask))
         if has_signal:
-            w = gradient_weights(s.gradient, log_rho[rows], mask, s.cap or None, s.retrace_lambda)  # (n, T)
+            w = gradient_weights(s.gradient, log_rho[rows], mask, s.truncation, s.retrace_lambda)  # (n, T)
             loss = finite("the loss is", policy_loss(logprobs, w, advantages[rows], mask, z))
             loss.backward()
             optimizer.collect_gradients()
@@ -316,13 +316,14 @@ def measure_nested(run: Run, step: int) -> None:  # SKIP
     if s.model and step == 1 and not s.warmup_epochs:
         kept = find_checkpoint(s.model) / "nested" / "measured.safetensors"
     with run.log.phase("measure"):
-        stamp = nested.stamp(run.model, prompts, *options)
+        stamp = nested.stamp(run.model, prompts, *options) if kept else ""
+        bypass, found = None, None
         try:
-            run.model.bypass, run.nested = nested.read(kept, run.model) if kept else (None, None)
+            bypass, found = nested.read(kept, run.model) if kept else (None, None)
         except ValueError as error:
             warnings.warn(f"{error}; measured again", stacklevel=1)
-        if run.nested and run.nested.of == stamp:
-            run.nested.step = step
+        if found and found.of == stamp:
+            run.model.bypass, run.nested = bypass, replace(found, step=step)
         else:
             run.nested = Nested(step, *nested.measure(run.model, prompts, *options), stamp)
             try:

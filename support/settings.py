@@ -19,6 +19,7 @@ import data
 from losses import WEIGHTS, normaliser
 from support.graders import GRADERS
 
+DEFAULT_CAP = 2.0
 GROUPS = {  # the field that each group of flags begins with
     "skip_ratio": "nested models",
     "gradient": "correction",
@@ -142,12 +143,17 @@ class Settings:
                 )
         normaliser(torch.ones(1, 1), self.normaliser)
 
+    @property
+    def truncation(self) -> float | None:
+        """C of the importance weights, for `losses.gradient_weights`; None: no truncation."""
+        return DEFAULT_CAP if self.cap is None else self.cap or None
+
     def decided(self) -> "Settings":
         """With the defaults that depend on the model or on the gradient in place of None."""
         embedded = not self.model or Path(self.model).resolve() == data.EMBEDDED.resolve()
         defaults = {
             "bypass": "identity" if embedded else "linear",  # SKIP
-            "cap": 2.0 if self.gradient.startswith("is") else None,
+            "cap": DEFAULT_CAP if self.gradient.startswith("is") else None,
             "lr": 1e-4 if embedded else 1e-5,
             "warmup_lr": 1e-3 if embedded else 1e-4,
             "warmup_epochs": 20 if embedded and self.dataset != "arith" else 0,

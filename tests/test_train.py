@@ -280,7 +280,9 @@ def test_the_advantage_asked_for_reaches_its_completion(loop, paid, monkeypatch,
     [
         ({"gradient": "is", "cap": 0.9}, {"kind": "is", "cap": 0.9}),
         ({"gradient": "is", "cap": 0.0}, {"kind": "is", "cap": None}),
+        ({"gradient": "is"}, {"kind": "is", "cap": 2.0}),
         ({"gradient": "is-sequence"}, {"kind": "is-sequence"}),
+        ({"gradient": "is-sequence", "cap": 1.0}, {"kind": "is-sequence", "cap": 1.0}),
         ({"gradient": "retrace"}, {"kind": "retrace"}),
         ({"gradient": "retrace", "retrace_lambda": 0.5}, {"kind": "retrace", "lam": 0.5}),
         ({"gradient": "retrace-token"}, {"kind": "retrace-token"}),
@@ -297,6 +299,10 @@ def test_loss_and_gradient_are_those_of_the_settings(settings, arguments):
     w = gradient_weights(log_ratio=log_ratio(logprobs, rollout.logprobs, rollout.mask), mask=rollout.mask, **arguments)
     expected = policy_loss(logprobs, w, advantages, rollout.mask, normaliser(rollout.mask))
     expected.backward()
+    log_rho = log_ratio(logprobs, rollout.logprobs, rollout.mask)
+    assert log_rho.max() > math.log(2) and log_rho.sum(dim=1).max() > 0, (
+        "caps of 2 a token and of 1 a sequence are reached"
+    )
     assert loss == pytest.approx(expected.item(), rel=1e-4)
     assert relative(accumulated, torch.cat([p.grad.flatten() for p in model.parameters()])) < 1e-4
 
