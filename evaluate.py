@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 import data
 from model import Decoder
-from reward import is_correct, reward
+from reward import reward
 from rollout import Rollout, generate
-from support.graders import GRADERS, grader
+from support.graders import GRADERS, by_rules, grader
 from support.log import complain
 from support.pretrained import check_room, load_model
 from support.settings import parse_strictly
@@ -30,7 +30,7 @@ def score(
     tokenizer: Tokenizer,
     problems: list[data.Problem],
     rollout: Rollout,
-    grade: Callable[[str, str], bool] = is_correct,
+    grade: Callable[[str, data.Problem], bool] = by_rules,
 ) -> list[list[dict]]:
     """What each of the problems' G completions says, whether it is correct, and what it earns, [problem][sample].
 
@@ -40,7 +40,7 @@ def score(
     records = []
     for row, problem in enumerate(problem for problem in problems for _ in range(G)):
         text, ended = tokenizer.decode(rollout.completion(row)), bool(rollout.ended[row])
-        correct = ended and grade(text, problem.answer)
+        correct = ended and grade(text, problem)
         asked, said = {"question": problem.question, "answer": problem.answer}, {"completion": text, "ended": ended}
         records.append({**asked, **said, "correct": correct, "reward": float(ended and reward(text, correct))})
     return [records[start : start + G] for start in range(0, len(records), G)]
@@ -55,7 +55,7 @@ def evaluate(
     temperature: float = 0.0,
     batch: int = 64,
     seed: int = 0,
-    grade: Callable[[str, str], bool] = is_correct,
+    grade: Callable[[str, data.Problem], bool] = by_rules,
 ) -> list[list[dict]]:
     """`score`'s records of all problems with the whole model, in the order of the problems.
 
@@ -96,7 +96,7 @@ def evaluate_splits(
     max_new_tokens: int,
     temperature: float,
     batch: int,
-    grade: Callable[[str, str], bool] = is_correct,
+    grade: Callable[[str, data.Problem], bool] = by_rules,
 ) -> tuple[dict[str, float], dict[str, list[list[dict]]]]:
     """The whole model, greedy and sampled, on several splits: figures by the keys of metrics.jsonl, and `evaluate`'s
     records by what they are of, "test, full, greedy"."""
@@ -114,7 +114,7 @@ def compare_with_full(  # SKIP
     tokenizer: Tokenizer,
     problems: list[data.Problem],
     sample: Callable[[], Rollout],
-    grade: Callable[[str, str], bool] = is_correct,
+    grade: Callable[[str, data.Problem], bool] = by_rules,
 ) -> dict[str, float]:
     """The whole model on a batch that a nested one has just been given: `sample` draws it. Cost and reward."""
     start = time.perf_counter()

@@ -3,15 +3,15 @@ r"""The reward R of a completion (docs/method.md), and first: is the answer that
     is_correct("3 + 4 = 7, so she has 7 apples.\n#### 7 apples", "7")  ->  True
     is_correct(r"so \boxed{\left[\dfrac12, \infty\right)}", r"[0.5,\infty)")  ->  True
 
-It goes in two steps. `extract_answer` takes the text of the last marker: `#### ...`, `answer is ...`, `\boxed{...}`.
-A number in running text is no answer: without this rule a policy is paid for stopping early or for listing numbers.
-`canonical` then reads that text, and the reference, as values that can be compared with ==: a rational number, exactly;
-a tuple, set, list, interval, union or matrix of values; of all else, the formula as it is written, or the words.
+`extract_answer` takes the text of the last marker: `#### ...`, `answer is ...`, `\boxed{...}`. A number in running text
+is no answer: without this rule a policy is paid for stopping early or for listing numbers. `canonical` then reads that
+text, and the reference, as values that can be compared with ==: a rational number, exactly; a list, tuple, interval,
+union, matrix or relation of values; of all else, the text as it is written.
 
 What it leaves out:
-  * No algebra. `3 + 4`, `2^5` and `\sqrt{4}` are no numbers here, and `2(x+1)` is not `2x+2`: a right answer in another
-    form than the reference's earns nothing. --grader math-verify asks a library that knows some (support/graders.py).
-  * Percent signs, currencies and units are dropped: `50%` is 50, `5 million` is 5.
+  * No algebra and no grammar. `3 + 4`, `2^5` and `\sqrt{4}` are no numbers here, and `x+2` is not `2+x`: a right answer
+    in another form than the reference's earns nothing. --grader math-verify asks a library (support/graders.py).
+  * Percent and currency signs are dropped: `50%` is 50. A unit counts where both sides have one: `5 m` is 5, not `5 s`.
   * That a completion without an end token is not correct and earns 0 is decided by `evaluate.score`, which sees tokens.
 
 The completion is written by the policy being trained, so it is hostile input: nothing is evaluated, every pass over it
@@ -19,8 +19,6 @@ is linear in its length, what is longer than an answer is not read as one, and n
 """
 
 import re
-from collections import deque
-from collections.abc import Iterator
 from fractions import Fraction
 from itertools import accumulate
 
@@ -28,72 +26,78 @@ MAX_CHARACTERS = 1000  # a longer text is no answer; also stays below the 4300 d
 MAX_DEPTH = 50  # of brackets
 MAX_EXPONENT = 1000  # 1e999999999 would be a billion digits in exact arithmetic
 
-MARKER = re.compile(r"#{4,}|answer is\b:?|\\boxed\{", re.IGNORECASE | re.ASCII)
+MARKER = re.compile(r"#{4,}|answer is\b:?|(?<![-−])\\(?:boxed|fbox) *\{", re.IGNORECASE | re.ASCII)
+BEFORE_ANSWER = re.compile(r"(?:[\s:*]|\$\$|\\\[)*")  # "The answer is:", and the answer on a line of its own
 LINE_END = re.compile(r"[\r\n]")
-SENTENCE_END = re.compile(r"[.!?](?=\s|\Z)")  # not the point in 1,234.50
+SENTENCE_END = re.compile(
+    r"(?<!\bMr|\bMs|\bDr|\bSt|\bsq|\bcu|\bfl)(?<!\bMrs)[.!?](?=\s|\Z)(?!\s*[0-9])|,?\s\(?(?:because|since|which)\b"
+)
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # \{ is a printed brace, it groups nothing
 
 # What is only typesetting. What is dropped leaves a space behind, so that no two numbers grow together.
-SIGNS = {"π": "pi", "∞": "infty", "∪": "cup", "√": "sqrt", "±": "pm", "≤": "le", "≥": "ge", "×": "cdot", "·": "cdot"}
-TEXT = r"\\(?:text|mbox|operatorname|boldsymbol|(?:text|math)(?:bf|it|rm))(?![A-Za-z]) *\{([^{}]*)\}"
-MATHS = (  # no unit begins with these
-    r"(?i:pi|ln|log|exp|sin|cos|tan|cot|sec|csc|sqrt|mod|choose|squared|cubed|plus|minus|times|over|is|not|or|and|except|"
-    r"wrong|incorrect|[ap]m)(?![A-Za-z])"
-)
-SYMBOL = r"(?:[^\W\d_]{2}|[CFghJlLmNsVW]\b)"  # a unit has two letters or is a common symbol, for 5x and 2i are algebra
-UNIT = rf"\\(?:text|textrm|mbox|mathrm)(?![A-Za-z]) *\{{ *(?!{MATHS}){SYMBOL}[^{{}}0-9\\,:]*\}}"  # of 5 \text{ cm}
-TYPESETTING = [
-    (re.compile("\N{MINUS SIGN}"), "-"),
-    (re.compile("√ *([0-9]+)"), r"\\sqrt{\1}"),
-    *((re.compile(sign), rf"\\{name} ") for sign, name in SIGNS.items()),
-    (re.compile(r"(?<![\\A-Za-z])sqrt(?= *\()"), r"\\sqrt"),
-    (re.compile(r"(?<=[0-9]) ?(?:\{,\}|,? ?\\!|\\,) ?(?=[0-9]{3}(?![0-9]))"), ""),  # 1{,}234, 1,\!234 and 1\,234
-    (re.compile(r"(?<=\{)([0-9]{1,3}),([0-9]{3})(?=\})"), r"\1\2"),  # \frac{1,000}{3}
-    (re.compile(r"\\[dtc](frac|binom)(?![A-Za-z])"), r"\\\1"),
-    (re.compile(r"\\not *(=|\\in(?![A-Za-z]))"), lambda m: r"\ne " if m[1] == "=" else r"\notin "),
-    (re.compile(r"\\([lgn])eq?(?:slant)?(?![A-Za-z])"), r"\\\1e "),
-    (re.compile(r"\\([lr])brace(?![A-Za-z])"), lambda m: r"\{" if m[1] == "l" else r"\}"),
-    (re.compile(r"\\(?:begin|end)\{[pb]matrix\}"), lambda m: r"\matrix " if m[0][1] == "b" else r"\endmatrix "),
-    (re.compile(r",? *\\(?:text|mbox) *\{,? *(?:or|and) *\}|,? \b(?:or|and) ", re.ASCII), ","),
-    (re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|q?quad|degree)(?![A-Za-z])"), " "),
-    (re.compile(r"\^ *(?:\\circ|\{ *\\circ *\})|(?<!\\)\\[()\[\],;:! $]|\*\*|\\?%|[$€£°`~]"), " "),
-    (
-        re.compile(r"(?<=[0-9]) *(?:\\cdot|\\times|\*) *\{?10\}? *\^ *(?:(-?[0-9]+)|\{ *(-?[0-9]+) *\})(?![0-9])"),
-        r"e\1\2",
-    ),
-    (re.compile(r"([_^]) *(-[0-9]+|[0-9]{2,})"), r"\1{\2}"),  # x^10 is meant as x^{10}
-    (re.compile(rf"(?<=[0-9)}}i]) *{UNIT}(?: *\^ *\{{?[23]\}}?)?(?=[ .]*(?:[,)]|\\\}}|$))"), ""),
-    (re.compile(TEXT), r" \1 "),
+SIGNS = r"π \pi ∞ \infty ∪ \cup ∈ \in ∅ \emptyset ± \pm × \times · \cdot ≤ \le ≥ \ge ≠ \ne ≈ \approx θ \theta".split()
+SIGNS += "² ^2 ³ ^3 ½ 1/2 ⅓ 1/3 ⅔ 2/3 ¼ 1/4 ¾ 3/4 ⅛ 1/8 ⅜ 3/8 ⅝ 5/8 ⅞ 7/8".split()
+SIGNS = {ord(sign): f" {name} " for sign, name in zip(SIGNS[::2], SIGNS[1::2], strict=True)}
+SIGNS |= dict.fromkeys(map(ord, "−–"), "-")
+COMMANDS = {"dfrac": r"\frac", "tfrac": r"\frac", "cfrac": r"\frac", "dbinom": r"\binom", "tbinom": r"\binom"}
+COMMANDS |= {"lt": "<", "gt": ">", "leq": r"\le", "leqslant": r"\le", "geq": r"\ge", "geqslant": r"\ge", "neq": r"\ne"}
+COMMANDS |= {"varnothing": r"\emptyset", "lbrace": r"\{", "rbrace": r"\}", "mid": "|"}
+COMMANDS |= dict.fromkeys("left right big bigl bigr Big Bigl Bigr displaystyle quad qquad degree".split(), " ")
+CURRENCIES = {"$": " dollars", "€": " euros", "£": " pounds"}
+DRESS = [
+    (r"^\s*(-?) ?\\?([$€£]) ?(-?[0-9.,]*[0-9])\.?\s*$", lambda m: m[1] + m[3] + CURRENCIES[m[2]]),  # $5, not $5$
+    (r"√ *([0-9]+)|(?<![\\A-Za-z])sqrt *\(([^()]*)\)", r"\\sqrt{\1\2}"),
+    (r"(?<=[0-9]) ?(?:\{,\}|,? ?\\!|\\,) ?(?=[0-9]{3}(?![0-9]))", ""),  # 1{,}234, 1,\!234 and 1\,234
+    (r"\\([A-Za-z]+)", lambda m: COMMANDS.get(m[1], m[0])),
+    (r"([<>!]|\\not *)=", lambda m: {"<": r" \le ", ">": r" \ge "}.get(m[1], r" \ne ")),
+    (r"\\\{ *\\\}", r"\\emptyset"),
+    (r"\\begin\{(?:[pb]?matrix\}|array\} *\{[^{}]*\})", r"\\matrix "),
+    (r"\\end\{(?:[pb]?matrix|array)\}", r"\\endmatrix "),
+    (r"\^ *(?:\\circ|\{ *\\circ *\})|(?<!\\)\\[()\[\],;:! ]|\*\*|\\?[$%€£¥₹₩₱°`~\"“”]", " "),
+    (r"\\(?:text[a-z]*|math(?:bf|it|rm)|mbox|operatorname|boldsymbol) *\{([^{}]*)\}", r" \1 "),
+    (r"([_^]) *(-?[0-9]+)", r"\1{\2}"),  # x^10 is meant as x^{10}
+    (r"(?<=[0-9]) *(?:\\cdot|\\times|\*) *\{?10\}? *\^ *\{ *(-?[0-9]+) *\}(?![0-9])", r"e\1"),  # 3 \times 10^{-5}
+    (r"(?<![0-9.}])10 *\^ *\{ *(-?[0-9]+) *\}(?![0-9])", r"1e\1"),
+    (r"(?i)(?<=[0-9 ])([ap])\.?m\b\.?", lambda m: f" {m[1].lower()}m "),  # 4:30 p.m.
+    (r",? *(?<![\\\w])(and|or)\b", r" \\\1 "),
+    (r"^\s*(?:(?:=|is\b)\s*)?(?:(?:USD?|EUR|GBP|JPY|CNY|INR|CAD|AUD|CHF|Rs\.?)\s*(?=[-+.0-9]))?", ""),
 ]
-UNITS = re.compile(rf"(?:(?<=[0-9)}}])|(?<=\\pi)) +(?!{MATHS})[a-z]{{3,}}(?: [a-z]{{2,}})*\.?$")  # 9\pi square inches
-AS_WRITTEN = re.compile(r"\\overline|[|:!']")  # 0.\overline{3}, |x|, 3:1, n!, f'
-TOKEN = re.compile(r"\\[A-Za-z]+|\\.|[0-9]+(?:\.[0-9]+)?|\.[0-9]+|.", re.DOTALL)
-OPENING, CLOSING = {"{", "(", "[", r"\{", r"\langle", r"\matrix"}, {"}", ")", "]", r"\}", r"\rangle", r"\endmatrix"}
-TIMES = {r"\cdot", r"\times", "*"}
-FORMULAS = {"sum", "product", "quotient", "negative", r"\sqrt", r"\binom", "^", "_"}
-NAMES = {"_", "product", "()"}
-GREEK = {r"\alpha", r"\beta", r"\gamma", r"\theta", r"\phi", r"\varphi", r"\lambda", r"\mu", r"\sigma", r"\omega"}
-RELATIONS = {"=", r"\in", "<", ">", r"\le", r"\ge", r"\ne"}
+DRESS = [(re.compile(pattern), replacement) for pattern, replacement in DRESS]
 
 # [0-9] rather than \d, which also matches the digits of other scripts.
 NUMBER = r"(?:(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
-FRACTION = re.compile(rf"\\frac *([0-9]|\{{ *{NUMBER} *\}}) *([0-9]|\{{ *{NUMBER} *\}})")
-VALUE = re.compile(
-    rf"""
-    (?P<name> (?! (?i: [a-z\ ]* \b(?:not|no|but)\b ) )                         # "x = 5", "Total: 5"
-        (?: [A-Za-z] | [A-Z]{{2,3}} | [A-Za-z]{{3,}} (?:\ [A-Za-z]+)* )? \ ?[=:]\ ? )?
-    (?P<sign> [+-]? ) \ ?
-    (?: (?P<whole> [0-9]+ ) \ (?=[0-9]+\ ?/) )?     # of a mixed number: 1 1/2
-    (?P<number> {NUMBER} )
-    (?: \ ?/\ ? (?P<denominator> {NUMBER} ) )?
-    (?P<unit> (?: ,?\ ?/? | \ \( ) (?!{MATHS})      # a unit: "5 apples", "5kg", "5/hour", "5 (in all)"
-        {SYMBOL}
-        [^\d=+*^<>|\\{{}}]*                         # it holds no second value and no formula
-        (?: \^[23] )? )?                            # but for cm^2
-    \ ?\.?
-    """,
+FRACTION = re.compile(rf"\\frac *([0-9]|\{{ *[+-]?{NUMBER} *\}}) *([0-9]|\{{ *{NUMBER} *\}})")
+RATIONAL = re.compile(rf"([+-]?) ?(?:([0-9]+) (?=[0-9]+ ?/))?({NUMBER})(?: ?/ ?({NUMBER}))?")  # 5, -1/2, 1 1/2
+NUMERIC = re.compile(
+    r"(?:.*(?:=|\\in))?(?:\\(?:frac|sqrt|pi|cdot|times|pm|and|or)(?![a-z])|[0-9]e|[-+*/^{}()[\]0-9., ])+"
+)
+# A unit is one word or more behind a number. These words change the number, or leave it open:
+NO_UNIT = """zero one two three four five six seven eight nine ten eleven twelve [a-z]*teen twenty thirty forty fifty
+sixty seventy eighty ninety hundred thousand thou mill? bil [a-z]*illion doz(?:en)? score pair couple gross(?:es)?
+grand lakh crore myriad kilo mega milli centi half halve quarter third hundreth
+(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf)th [a-z]*(?:teen|tie|red|ion|and)th once twice thrice [a-z]*fold
+doubled? tripled? halved squared cubed factorial root power raised mod modulo choose plus minus times over by to
+divided multiplied remainder inverse reciprocal pi sqrt log ln exp sin cos tan cot csc repeating recurring rounded
+infinity mille am pm no not none never neither nor without except excluding wrong incorrect false negative maybe
+perhaps about approx approximately roughly few several more less fewer greater smaller larger bigger above below over
+under than least most minimum maximum and or but if unless versus vs"""
+NO_UNIT = re.compile(rf"\b(?:{'|'.join(NO_UNIT.split())})s?\b", re.IGNORECASE)
+SHORT = r"(?i:mm|cm|km|kg|mg|ml|lbs?|oz|ft|mph|hrs?|min)\b"  # glued to the number or not
+WORDS = r"[A-Za-z]+\.?(?:(?:\ |\ ?/\ ?)[A-Za-z]{2,}\.?|-[A-Za-z]{3,}|\ a\b|/[A-Za-z])*(?:\ ?\^\ ?\{?[23]\}?)?"
+UNIT = re.compile(
+    rf"""(?:(?<=[0-9}})])|(?<=\\pi)) (?:(?={SHORT})|\ |\ ?/\ ?|\ (\())  # 5cm, 5 cm, 5/hour, 5 (apples)
+    (?=(?i:{SHORT}|(?:in|mi|yd|sq|cu|fl)\b|(?=[a-z]*[aeiou])[a-z]{{3}})|m\b|(?<=[0-9]\ )[CFghJlLNsVW]\b)
+    ({WORDS}) (?(1)\))$""",
     re.VERBOSE,
 )
+PLURAL = re.compile(r"(?<=[a-z])(?:(?<=[a-z]{2})ies|(?<=[^aeiou])y|es|e|(?<!s)s)\b")
+NAME = re.compile(  # x, x_1, f(x), (x, y), AB, \theta, \angle ABC, area
+    r"[A-Za-z](?:_\{?\w+\}?|\(\w\))?|\([a-z](?:, ?[a-z])+\)|[A-Z]{2}|\\(?:angle )?[A-Za-z]+|[A-Za-z]{3,}"
+)
+TOKEN = re.compile(r"\\[A-Za-z]+|\\.|.", re.DOTALL)
+OPENING, CLOSING = {"{", "(", "[", r"\{", r"\langle", r"\matrix"}, {"}", ")", "]", r"\}", r"\rangle", r"\endmatrix"}
+SEPARATORS = {",", ";", r"\and", r"\or"}
+RELATIONS = {"=", "<", ">", r"\le", r"\ge", r"\ne", r"\in", r"\notin"}
 
 
 def reward(completion: str, correct: bool) -> float:
@@ -103,17 +107,18 @@ def reward(completion: str, correct: bool) -> float:
 
 def is_correct(completion: str, answer: str) -> bool:
     """Whether the last marker of `completion` holds the reference `answer`: equal as values, see `canonical`."""
-    given, expected = extract_answer(completion), canonical(answer)
-    if given is None or expected is None or len(given) > MAX_CHARACTERS:
+    text = extract_answer(completion) or ""
+    (given, unit), (expected, its_unit) = canonical(text), canonical(answer)
+    if None in (given, expected) or (unit and its_unit and unit != its_unit):
         return False
-    if isinstance(expected, Fraction):
-        return parse_number(given) == expected
-    found = [canonical(given), canonical(UNITS.sub("", given))]
-    return expected in (*found, *map(unnamed, found)) or unnamed(expected) in found
+    if expected in tuple("ABCDE") and re.fullmatch(r"\( ?[a-e] ?\)", plain(text)):
+        given = given.upper()
+    return given == expected or unnamed(given) == expected or given == unnamed(expected)
 
 
 def extract_answer(completion: str) -> str | None:
-    r"""Text of the last marker; None without a marker or where the braces of a last \boxed{ do not balance.
+    r"""Text of the last marker; None without a marker, or where the braces of a last \boxed{ do not balance within
+    MAX_CHARACTERS.
 
     Last means last to begin, which in "The answer is \boxed{42}" is the inner one. There is no falling back to an
     earlier marker: a policy could otherwise mark a guess and then hedge.
@@ -123,286 +128,139 @@ def extract_answer(completion: str) -> str | None:
         last = marker
     if last is None:
         return None
+    start = last.end()
     if last[0].endswith("{"):
-        return text_in_braces(completion, last.end())
-    line_end = LINE_END.search(completion, last.end())
-    text = completion[last.end() : line_end.start() if line_end else None]
+        depth = 1
+        for brace in BRACE.finditer(completion, start, start + MAX_CHARACTERS):
+            depth += {"{": 1, "}": -1}.get(brace[0], 0)
+            if depth == 0:
+                return completion[start : brace.start()].strip()
+        return None
     if not last[0].startswith("#"):
-        text = SENTENCE_END.split(text, maxsplit=1)[0]
-    return text.strip()
+        start = BEFORE_ANSWER.match(completion, start).end()
+    text = completion[start : end.start() if (end := LINE_END.search(completion, start)) else None]
+    return (text if last[0].startswith("#") else SENTENCE_END.split(text, maxsplit=1)[0]).strip()
 
 
-def text_in_braces(text: str, start: int) -> str | None:
-    """What stands between the brace opened just before `start` and the one that closes it, or None if none does, or not
-    within MAX_CHARACTERS."""
-    depth = 1
-    for brace in BRACE.finditer(text, start, start + MAX_CHARACTERS):
-        depth += {"{": 1, "}": -1}.get(brace[0], 0)
-        if depth == 0:
-            return text[start : brace.start()].strip()
-    return None
+def canonical(text: str) -> tuple[Fraction | tuple | str | None, str | None]:
+    r"""What `text` says, the same for all ways to write it that are known here, and its unit, if it has one.
 
-
-# From a text to a value. A formula is a tree, its leaves are numbers, letters and commands; what is side by side is a
-# product. Nothing is rearranged but the order of a sum's terms.
-
-
-def canonical(text: str) -> Fraction | tuple | str | None:
-    r"""What `text` says, the same for all ways to write it that are known here; None if it is empty or too long.
-
-    A Fraction; a tuple of a kind and of such values, in order for "(1, 2)", "[0, 1)", matrices and formulas, sorted for
-    sets, unions, sums, "1, 2" and "\pm 1"; or a string, for a letter, words, and what is not understood.
+    A Fraction; a tuple of a kind and of such values, in order for "(1, 2)", "[0, 1)", matrices and relations, sorted
+    for sets, unions, "1, 2" and "\pm 1", with its name for "x = 5"; a string for all else; None for what is empty or
+    too long.
     """
-    text = plain(text)
-    if AS_WRITTEN.search(text):
-        return re.sub("(?<![0-9]) | (?![0-9])", "", text.removesuffix("."))
-    try:
-        tokens = TOKEN.findall(text)
-        if max(depths(tokens), default=0) > MAX_DEPTH:
-            raise ValueError("too deep")
-        return value(tokens)
-    except (ValueError, RecursionError):  # broken, or beyond this: as it is written
-        return text.replace(" ", "") or None
-
-
-def parse_number(text: str) -> Fraction | None:
-    """The one number that `text` holds, exactly, whatever its name and unit; or None: none, several, or one beyond the
-    limits above."""
-    number = rational(plain(text), dressed=True)
-    if number is None:
-        number = unnamed(canonical(text))
-    return number if isinstance(number, Fraction) else None
+    text = plain(text) if len(text) <= MAX_CHARACTERS else ""
+    if max(depths(text), default=0) > MAX_DEPTH:
+        return written(text), None
+    unit = UNIT.search(text)
+    if not unit or NO_UNIT.search(unit[2]) or not NUMERIC.fullmatch(text, 0, unit.start()):
+        return value(text), None
+    singular = PLURAL.sub("", unit[2].lower())
+    return value(text[: unit.start()]), re.sub("[^a-z0-9/]", "", singular)
 
 
 def unnamed(found):
     """The value alone of "x = 2", "f(x) = 2y", "x = 1, x = 2" and "x = 1, 2"; all else as it is, "x = 1, y = 2" too."""
-
-    def is_name(left) -> bool:  # x, \theta, area; x_1, f(x), f(2), AB, \angle A, (x, y)
-        if isinstance(left, str):
-            return len(left) == 1 or left in GREEK or (left.isalpha() and not re.search("not?|but|except", left))
-        if not isinstance(left, tuple) or left[0] not in NAMES:
-            return False
-        kind, first, *others = left
-        if kind == "product":
-            letters = all(isinstance(one, str) and one.isupper() for one in others)
-            return (
-                letters
-                and (first == r"\angle" or str(first).isupper())
-                or (len(others) == 1 and first in tuple("fghpPSTV") and isinstance(others[0], str | Fraction))
-            )
-        return is_name(first)
-
-    parts = found[1:] if isinstance(found, tuple) and found[0] == "list" else [found]
-    named = [part for part in parts if isinstance(part, tuple) and part[0] == "=" and len(part) == 3]
-    if len({part[1] for part in named}) != 1 or not is_name(named[0][1]):
-        return found
-    values = [part[-1] if part in named else part for part in parts]
-    if any(isinstance(value, str) and value.isalpha() for value in values):  # B = A names no choice
-        return found
-    return ("list", *sorted(values, key=repr)) if len(parts) > 1 else values[0]
+    parts = found[1:] if isinstance(found, tuple) and found[0] == "list" else (found,)
+    named = [part for part in parts if isinstance(part, tuple) and part[0] == "named"]
+    values = [part[2] if part in named else part for part in parts]
+    if len({name for _, name, _ in named}) != 1 or any(isinstance(v, str) and len(v) == 1 for v in values):
+        return found  # B = A names no choice
+    return values[0] if len(parts) == 1 else collected("list", values)
 
 
 def plain(text: str) -> str:
-    """`text` without typesetting. Empty if it is too long."""
-    text = text.strip()
-    if len(text) > MAX_CHARACTERS:
-        return ""
-    for pattern, replacement in TYPESETTING:
+    """`text` without typesetting."""
+    text = text.translate(SIGNS)
+    for pattern, replacement in DRESS:
         text = pattern.sub(replacement, text)
-    return " ".join(text.split())
+    text = " ".join(text.split())
+    return text[:-1].rstrip() if text.endswith((".", ",", ";")) else text
 
 
-def rational(text: str, dressed: bool = False) -> Fraction | None:
-    """A plain text that is a number, or a fraction of two. dressed: it may have a name and a unit."""
+def value(text: str):
+    """What a plain text says, see `canonical`."""
+    text = text.strip()
+    if not text or (number := rational(text)) is not None:
+        return number if text else None
+    parts, signs = split(text, SEPARATORS)
+    parts = [part.replace(r"\pm", sign) for part in parts for sign in ("+-" if part.count(r"\pm") == 1 else ("",))]
+    if len(parts) > 1:
+        values = [value(part) for part in parts]
+        orders = any(isinstance(v, tuple) and v[0] == "relation" for v in values)  # "x < 1 or x > 3" is not "and"
+        return collected("list" + " ".join(sorted(set(signs))) * orders, values)
+    if r"\approx" in text:
+        return value(text.partition(r"\approx")[0])
+    sides, signs = split(text, RELATIONS)
+    if signs:
+        values, name = [value(side) for side in sides], NAME.fullmatch(sides[0].strip())
+        if set(signs) in ({"="}, {r"\in"}) and values.count(values[-1]) >= len(signs):  # x = 1/2 = 0.5, 1/2 = 0.5
+            if values[0] == values[-1]:
+                return values[0]
+            if name and not NO_UNIT.search(name[0]):
+                return "named", written(sides[0]), values[-1]
+        return "relation", " ".join(signs), *values
+    parts, signs = split(text, {r"\cup"})
+    if signs:
+        return collected("union", map(value, parts))
+    tokens = TOKEN.findall(text)
+    if tokens[0] not in OPENING or tokens[-1] not in CLOSING or 0 in depths(text)[:-1]:
+        return written(text)
+    kind, inside = tokens[0] + tokens[-1], "".join(tokens[1:-1])
+    if tokens[0] == r"\matrix":
+        rows = [split(row, {"&"})[0] for row in split(inside, {r"\\"})[0] if row.strip()]
+        return "matrix", *(("row", *map(value, row)) for row in rows)
+    values = [value(part) for part in split(inside, SEPARATORS)[0]]
+    if kind == r"\{\}" or (kind == "{}" and len(values) > 1):
+        return collected("list", values)
+    if len(values) == 1 and (kind in ("()", "{}") or inside.strip().startswith(r"\matrix")):
+        return values[0]
+    return kind, *values
+
+
+def rational(text: str) -> Fraction | None:
+    r"""The number, if a plain text is one: "-5", "1,000.5", "1e3", "1/2", "\frac12", "1 1/2"."""
     text = FRACTION.sub(lambda m: f" {m[1].strip('{ }')}/{m[2].strip('{ }')} ", text)
-    found = VALUE.fullmatch(" ".join(text.split()))
-    if found is None or (not dressed and (found["name"] or found["unit"])):
+    found = RATIONAL.fullmatch(" ".join(text.split()))
+    if found is None or any(abs(int(exponent)) > MAX_EXPONENT for exponent in re.findall("[eE]([+-]?[0-9]+)", text)):
         return None
-    whole, numerator, denominator = (
-        to_fraction(found[part] or default) for part, default in (("whole", "0"), ("number", ""), ("denominator", "1"))
+    whole, over, under = (
+        Fraction((found[i] or default).replace(",", "")) for i, default in ((2, "0"), (3, ""), (4, "1"))
     )
-    if None in (whole, numerator, denominator) or denominator == 0 or (whole and numerator >= denominator):
+    if under == 0 or (whole and over >= under):
         return None
-    return (-1 if found["sign"] == "-" else 1) * (whole + numerator / denominator)
+    return (whole + over / under) * (-1 if found[1] == "-" else 1)
 
 
-def value(tokens: list[str]):
-    """A list, union, relation, tuple, matrix, word or formula. ValueError where it is none."""
-    tokens = stripped(tokens)
-    if tokens[-1:] == ["."]:
-        tokens = stripped(tokens[:-1])
-    if (number := rational("".join(tokens))) is not None:
-        return number
-    parts, commas = split(tokens, {","})
-    if commas:
-        return unordered("list", parts)
-    sides, relations = split(tokens, RELATIONS)
-    if relations:
-        kind = " ".join(relations).replace(r"\in", "=")
-        return kind, *(value(side) for side in sides)
-    parts, unions = split(tokens, {r"\cup"})
-    if unions:
-        return unordered("union", parts)
-    if tokens and tokens[0] in OPENING and closing(tokens) == len(tokens) - 1:
-        inside = tokens[1:-1]
-        if tokens[0] == r"\matrix":
-            rows = [row for row in split(inside, {r"\\"})[0] if stripped(row)]
-            return "matrix", *(tuple(value(cell) for cell in split(row, {"&"})[0]) for row in rows)
-        parts, _ = split(inside, {","})
-        if tokens[0] == r"\{":
-            return unordered("list", parts)
-        if tokens[0] in "({" and len(parts) == 1:
-            return value(inside)
-        return tokens[0] + tokens[-1], *(value(part) for part in parts)
-    if tokens.count(r"\pm") == 1:
-        swapped = ({r"\pm": "+", r"\mp": "-"}, {r"\pm": "-", r"\mp": "+"})
-        return unordered("list", [[signs.get(token, token) for token in tokens] for signs in swapped])
-    if all(token.isalpha() or token == " " for token in tokens) and len(tokens) > 2:  # words
-        text = "".join(tokens)
-        return text if text.isupper() else text.lower()
-    return total(tokens)
+def written(text: str) -> str:
+    """A formula or words, the same however they are spaced and braced."""
+    text = re.sub(
+        r"(?<![\\A-Za-z])[A-Z](?=[a-z]{2}|[a-z] [a-z])", lambda m: m[0].lower(), text
+    )  # Sunday is sunday, AB is not ab
+    text = text.lower() if text.lower() in ("yes", "no", "true", "false") else text
+    text = re.sub(r"(?<![0-9]) | (?![0-9])", "", text)
+    text = re.sub(r"(?<!\\)\{([^{}\\])\}", r"\1", text)  # \frac{1}{2} is \frac12
+    text = re.sub(r"(?:\\cdot|\\times|\*)(?![-+0-9])|(?:(?<=[{(\[,])|^)\+", "", text)
+    return re.sub(r"\\(?=[A-Za-z])", "", text)  # \ln is ln
 
 
-def stripped(tokens: list[str]) -> list[str]:
-    """Without spaces around; the text that they are of has none doubled."""
-    return tokens[tokens[:1] == [" "] : len(tokens) - (tokens[-1:] == [" "])]
+def collected(kind: str, values) -> tuple:
+    """The values in an order of ours, where theirs says nothing."""
+    return kind, *(sorted(values, key=repr) if kind.startswith(("list", "union")) else values)
 
 
-def unordered(kind: str, parts: list[list[str]]) -> tuple:
-    values = [value(part) for part in parts]
-    flat = [each for v in values for each in (v[1:] if isinstance(v, tuple) and v[0] == "list" else (v,))]
-    return kind, *sorted(flat, key=repr)
-
-
-def total(tokens: list[str]):
-    """The sum of the terms, in any order."""
-    terms, term, sign, before = [], [], "+", ""
-    for token, depth in zip(tokens, depths(tokens), strict=True):
-        if token in "+-" and depth == 0 and before not in TIMES | {"/", "^", "_"}:
-            if before:
-                terms.append(negative(product(term)) if sign == "-" else product(term))
-            term, sign, before = [], token if before else "+" if sign == token else "-", ""
-        else:
-            term.append(token)
-            before = before if token == " " else token
-    terms.append(negative(product(term)) if sign == "-" else product(term))
-    return terms[0] if len(terms) == 1 else ("sum", *sorted(terms, key=repr))
-
-
-def product(tokens: list[str]):
-    r"""The factors in their order. What stands before a / is its numerator, one factor behind it the denominator:
-    2\pi/3x is (2\pi/3)x."""
-    rest, factors, divided = deque(tokens), [], False
-    mixed = re.match(r"[0-9]+ ?\\frac", "".join(stripped(tokens)))  # 1\frac{1}{2}
-    while rest:
-        token = rest.popleft()
-        if token == "/":
-            if divided:
-                raise ValueError("1/2/3 has no one reading")
-            divided = True
-            factors = [quotient(joined(factors), factor(rest))]
-        elif token not in TIMES and token != " ":
-            rest.appendleft(token)
-            one = factor(rest)
-            if mixed and token == r"\frac" and len(factors) == 1 and is_proper(one):
-                factors = [factors[0] + one]
-            elif one is not None:
-                factors.append(one)
-    return joined(factors)
-
-
-def factor(rest: deque[str]):
-    """The next factor with its exponents and subscripts, taken off `rest`."""
-    base = argument(rest, digits=None)
-    for _ in range(MAX_DEPTH):
-        while rest and rest[0] == " ":
-            rest.popleft()
-        if not rest or rest[0] not in ("^", "_"):
-            return base
-        base = rest.popleft(), base, argument(rest)
-    raise ValueError("too many exponents")
-
-
-def argument(rest: deque[str], digits: int | None = 1):
-    r"""A group, a command with its arguments, a letter or a number, of which LaTeX takes one digit: \frac12 is 1/2."""
-    while rest and rest[0] == " ":
-        rest.popleft()
-    if not rest or rest[0] in CLOSING:
-        raise ValueError("something is missing")
-    token = rest.popleft()
-    if token in OPENING:
-        end = closing([token, *rest])
-        group = [token, *(rest.popleft() for _ in range(end))]
-        return None if group == ["{", "}"] else value(group)
-    if token in ("-", "+"):
-        return negative(factor(rest)) if token == "-" else factor(rest)
-    if token == r"\frac":
-        return quotient(argument(rest), argument(rest))
-    if token == r"\binom":
-        return token, argument(rest), argument(rest)
-    if token == r"\sqrt":
-        return token, argument(rest) if rest and rest[0] == "[" else None, argument(rest)
-    if token[0] in "0123456789.":
-        if digits and len(token) > digits:
-            rest.appendleft(token[digits:])
-            token = token[:digits]
-        return Fraction(token) if token != "." else token
-    return token
-
-
-def is_proper(x) -> bool:
-    return isinstance(x, Fraction) and 0 < x < 1
-
-
-def joined(factors: list):
-    if not factors:
-        raise ValueError("a term is empty")
-    return factors[0] if len(factors) == 1 else ("product", *factors)
-
-
-def negative(x):
-    if isinstance(x, Fraction):
-        return -x
-    return x[1] if isinstance(x, tuple) and x[0] == "negative" else ("negative", x)
-
-
-def quotient(over, under):
-    """A number if both are; else a sign is drawn out of either, but not out of a sum."""
-    if isinstance(over, Fraction) and isinstance(under, Fraction) and under:
-        return over / under
-    signs = [x < 0 if isinstance(x, Fraction) else isinstance(x, tuple) and x[0] == "negative" for x in (over, under)]
-    result = "quotient", negative(over) if signs[0] else over, negative(under) if signs[1] else under
-    return negative(result) if signs[0] != signs[1] else result
-
-
-def split(tokens: list[str], separators: set[str]) -> tuple[list[list[str]], list[str]]:
-    """The tokens cut at the separators that stand in no brackets, and these."""
-    parts, found = [[]], []
-    for token, depth in zip(tokens, depths(tokens), strict=True):
+def split(text: str, separators: set[str]) -> tuple[list[str], list[str]]:
+    """The text cut at the separators that stand in no brackets, and these."""
+    parts, found = [""], []
+    for token, depth in zip(TOKEN.findall(text), depths(text), strict=True):
         if token in separators and depth == 0:
-            parts.append([])
+            parts.append("")
             found.append(token)
         else:
-            parts[-1].append(token)
+            parts[-1] += token
     return parts, found
 
 
-def closing(tokens: list[str]) -> int:
-    """Where the bracket that the tokens begin with is closed. ValueError if it is not."""
-    for i, depth in enumerate(depths(tokens)):
-        if depth == 0:
-            return i
-    raise ValueError("a bracket is not closed")
-
-
-def depths(tokens: list[str]) -> Iterator[int]:
+def depths(text: str) -> list[int]:
     """In how many brackets each token stands, one that opens among them, one that closes no more."""
-    return accumulate((token in OPENING) - (token in CLOSING) for token in tokens)
-
-
-def to_fraction(number: str) -> Fraction | None:
-    """A match of NUMBER as a Fraction, or None if its exponent is beyond MAX_EXPONENT."""
-    exponent = number.lower().partition("e")[2]
-    if abs(int(exponent or "0")) > MAX_EXPONENT:
-        return None
-    return Fraction(number.replace(",", ""))
+    return list(accumulate((token in OPENING) - (token in CLOSING) for token in TOKEN.findall(text)))

@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import socket
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from pathlib import Path
 import torch
 
 from data.problem import Problem
-from reward import canonical, is_correct
+from reward import canonical, is_correct, plain
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,10 @@ def read_problems(
 
     fields: what each record must hold, and of which types.  expected: records of the published file; another count is
     printed, for a partial file may be meant but should not go unnoticed.
-    Raises ValueError that names the file and the line (or the record of a list): no record is ever left out.
+    Raises ValueError that names the file and the line (or the record of a list): no record is ever left out. Answers
+    that their number alone would not equal, "5 dozen", are counted and named: a completion has to say all of it.
     """
-    problems = []
+    problems, long = [], []
     for place, record in read_records(path):
         try:
             for field, kind in fields.items():
@@ -81,10 +83,16 @@ def read_problems(
         except ValueError as error:
             raise ValueError(f"{path}, {place}: {error}") from None
         problems.append(problem)
+        bare = re.match(r"\S*[0-9](?= \(?[A-Za-z]{2})", plain(problem.answer))
+        if bare and not is_correct(f"#### {bare[0]}", problem.answer):
+            long.append(f"{problem.answer[:80]!r} ({place})")
     if not problems:
         raise ValueError(f"{path}: no records")
     if expected is not None and len(problems) != expected:
         print(f"{path}: {len(problems):,} problems (the published file has {expected:,})", file=sys.stderr)
+    if long:
+        some = ", ".join(long[:3]) + ", …" * (len(long) > 3)
+        print(f"{path}: {len(long):,} answers say more than a number and its unit: {some}", file=sys.stderr)
     return problems
 
 
@@ -116,6 +124,6 @@ def refuse(constant: str) -> None:
 
 def number(answer: str) -> str:
     """The answer as it is. Raises ValueError where it is none of a data set all of whose answers are plain numbers."""
-    if not isinstance(canonical(answer), Fraction):
+    if not isinstance(canonical(answer)[0], Fraction):
         raise ValueError(f"expected a number as the answer, got {answer[:80]!r}")
     return answer

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data.files import Source, find, number, read_problems
 from data.problem import Problem
-from reward import closing
+from reward import depths
 
 SOURCE = Source(
     name="svamp.json",
@@ -32,7 +32,7 @@ def to_problem(record: dict) -> Problem:
     """Body and question as one text; the equation "( 76.0 - 25.0 )" as the rationale "76 - 25 = 51 #### 51"."""
     answer = number(re.sub(r"\.0$", "", str(record["Answer"])))
     equation = re.sub(r"\.0\b", "", record["Equation"]).strip()
-    if equation.startswith("(") and closing(list(equation)) == len(equation) - 1:  # in the published file, always
+    if equation.startswith("(") and 0 not in depths(equation)[:-1]:  # in the published file, always
         equation = equation[1:-1].strip()
     equation = equation.replace("( ", "(").replace(" )", ")")
     return Problem(f"{record['Body']} {record['Question']}", answer, f"{equation} = {answer} #### {answer}")

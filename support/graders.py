@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,21 +11,26 @@ from fractions import Fraction
 from pathlib import Path
 from threading import Timer
 
-from reward import FORMULAS, MAX_CHARACTERS, canonical, extract_answer, is_correct, unnamed
+from data.problem import Problem
+from reward import MAX_CHARACTERS, canonical, extract_answer, is_correct, plain, unnamed, written
 
 GRADERS = ("rules", "math-verify")
 
 
-def grader(name: str) -> Callable[[str, str], bool]:
-    """What maps a completion and a reference answer to right or wrong. ValueError for math-verify if it is missing."""
-    return MathVerify().is_correct if name == "math-verify" else is_correct
+def grader(name: str) -> Callable[[str, Problem], bool]:
+    """What maps a completion and its problem to right or wrong. ValueError for math-verify if it is missing."""
+    return MathVerify().is_correct if name == "math-verify" else by_rules
+
+
+def by_rules(completion: str, problem: Problem) -> bool:
+    return is_correct(completion, problem.answer)
 
 
 class MathVerify:
-    """The grader of --grader math-verify: `is_correct` and, of references that are no numbers, symbolic equality too.
+    """The grader of --grader math-verify: reward.py's and, of references that are no numbers, symbolic equality too.
 
-    A number has to be worked out: 3 + 4 is no answer where 7 is asked for. And the values have to be of one shape:
-    math-verify would take (2, 1) for "1, 2", 1010_3 for 1010_2, and the last side of 8 = x + 1 for the answer.
+    A number has to be worked out: 3 + 4 is no answer where 7 is asked for. So has a formula: what the question holds
+    already is not asked about. And the two have to be `alike`.
 
     The library works in a process of its own. One that has not answered in `limit_s` seconds is killed, which counts as
     no, and the next question starts another (a second or two). Raises ValueError where math-verify does not run.
@@ -50,13 +56,11 @@ class MathVerify:
             self.worker = None
             raise ValueError(f"--grader math-verify: the package does not run ({said[-1]})")
 
-    def is_correct(self, completion: str, answer: str) -> bool:
-        if is_correct(completion, answer):
+    def is_correct(self, completion: str, problem: Problem) -> bool:
+        if is_correct(completion, problem.answer):
             return True
-        given, expected = extract_answer(completion), unnamed(canonical(answer))
-        if given is None or isinstance(expected, Fraction) or shape(unnamed(canonical(given))) != shape(expected):
-            return False
-        return self.equal(given, answer)
+        given = extract_answer(completion) or ""
+        return alike(given, problem.answer) and not holds(problem.question, given) and self.equal(given, problem.answer)
 
     def equal(self, given: str, answer: str) -> bool:
         """What math-verify alone says of two texts."""
@@ -87,12 +91,38 @@ class MathVerify:
             self.worker = None
 
 
+def alike(given: str, answer: str) -> bool:
+    """Whether only algebra can tell if two formulas are equal, for they are of one shape and spelling.
+
+    math-verify would take (2, 1) for "1, 2", 1010_3 for 1010_2, the last side of 8 = x + 1 for the answer, 3:30 a.m.
+    for 3:30 p.m., and n/2 for N/2.
+    """
+    (found, unit), (expected, its_unit) = canonical(given), canonical(answer)
+    found, expected = unnamed(found), unnamed(expected)
+    if None in (found, expected) or isinstance(expected, Fraction) or (unit and its_unit and unit != its_unit):
+        return False
+    texts = [re.sub(r"\\[A-Za-z]+", " ", plain(text)) for text in (given, answer)]
+    words = [re.findall(r":.*|\b[ap]m\b|[A-Za-z]{3,}", text) for text in texts]
+    letters = set(re.findall("[A-Za-z]", "".join(texts)))
+    return (
+        shape(found) == shape(expected)
+        and words[0] == words[1]
+        and len({letter.lower() for letter in letters}) == len(letters)
+    )
+
+
 def shape(found) -> tuple | None:
-    """Kind and size of a list, tuple, matrix or relation; a subscript with its own."""
-    if isinstance(found, tuple) and found[0] == "_":
-        return "_", found[2]
-    flat = found is None or isinstance(found, str | Fraction) or found[0] in FORMULAS
-    return None if flat else (found[0], len(found))
+    """Kind and size of a list, tuple or matrix, the signs of a relation, the base of a numeral."""
+    if isinstance(found, tuple):
+        return found[:2] if found[0] == "relation" else (found[0], len(found))
+    base = re.search(r"_\{?(\w+)\}?$", found) if isinstance(found, str) else None
+    return base and ("base", base[1])
+
+
+def holds(question: str, given: str) -> bool:
+    """Whether the formula `given`, or the value that it gives a name to, stands in the question."""
+    found = unnamed(canonical(given)[0])
+    return (found if isinstance(found, str) else written(plain(given))) in written(plain(question))
 
 
 def answer_questions() -> None:
