@@ -184,13 +184,14 @@ def value(text: str):
     if not text or (number := rational(text)) is not None:
         return number if text else None
     parts, signs = split(text, SEPARATORS)
-    parts = [part.replace(r"\pm", sign) for part in parts for sign in ("+-" if part.count(r"\pm") == 1 else ("",))]
+    parts = [part.replace(r"\pm", sign) for part in parts for sign in ("+-" if part.count(r"\pm") == 1 else [r"\pm"])]
     if len(parts) > 1:
         values = [value(part) for part in parts]
         orders = any(isinstance(v, tuple) and v[0] == "relation" for v in values)  # "x < 1 or x > 3" is not "and"
         return collected("list" + " ".join(sorted(set(signs))) * orders, values)
-    if r"\approx" in text:
-        return value(text.partition(r"\approx")[0])
+    sides, signs = split(text, {r"\approx"})
+    if signs:
+        return value(sides[0])
     sides, signs = split(text, RELATIONS)
     if signs:
         values, name = [value(side) for side in sides], NAME.fullmatch(sides[0].strip())
@@ -234,9 +235,8 @@ def rational(text: str) -> Fraction | None:
 
 def written(text: str) -> str:
     """A formula or words, the same however they are spaced and braced."""
-    text = re.sub(
-        r"(?<![\\A-Za-z])[A-Z](?=[a-z]{2}|[a-z] [a-z])", lambda m: m[0].lower(), text
-    )  # Sunday is sunday, AB is not ab
+    # Sunday is sunday, but AB is not ab.
+    text = re.sub(r"(?<![\\A-Za-z])[A-Z](?=[a-z]{2}|[a-z] [a-z])", lambda m: m[0].lower(), text)
     text = text.lower() if text.lower() in ("yes", "no", "true", "false") else text
     text = re.sub(r"(?<![0-9]) | (?![0-9])", "", text)
     text = re.sub(r"(?<!\\)\{([^{}\\])\}", r"\1", text)  # \frac{1}{2} is \frac12

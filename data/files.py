@@ -124,6 +124,7 @@ def refuse(constant: str) -> None:
 
 def number(answer: str) -> str:
     """The answer as it is. Raises ValueError where it is none of a data set all of whose answers are plain numbers."""
-    if not isinstance(canonical(answer)[0], Fraction):
+    value, unit = canonical(answer)
+    if not isinstance(value, Fraction) or unit:
         raise ValueError(f"expected a number as the answer, got {answer[:80]!r}")
     return answer

@@ -2,6 +2,7 @@ r"""How far reward.py agrees with math-verify, by kind of answer.
 
     python -m docs.grading --data-dir DATA --rows held-out        # a quarter of an hour
     python -m docs.grading --data-dir DATA --rows development --show 20
+    python -m docs.grading --data-dir DATA --copied               # is boxing a formula of the question paid?
     python -m docs.grading --fuzz 100000                          # odd strings: exceptions, and the time
 
 Both are asked whether a text is a reference answer of MATH. Five groups of pairs:
@@ -33,7 +34,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from reward import is_correct
+import data
+from data.problem import Problem
+from reward import canonical, is_correct, unnamed
 from support.graders import MathVerify
 
 FRAC = r"\\frac\{(\d+)\}\{(\d+)\}"
@@ -234,6 +237,20 @@ def fuzz(n: int) -> dict[str, float]:
     return {"median": statistics.median(seconds), "worst": max(seconds), "raised": raised, "right": right}
 
 
+def copied(problems: list[Problem]) -> dict[str, int]:
+    """How often the first formula of a question is right, for whom, where the answer is no number."""
+    grader, counts = MathVerify(), Counter()
+    for problem in problems:
+        formula = re.search(r"\$+([^$]+)\$+", problem.question)
+        if formula and not isinstance(unnamed(canonical(problem.answer)[0]), Fraction):
+            text = rf"\boxed{{{formula[1].strip()}}}"
+            counts["asked"] += 1
+            counts["reward.py"] += is_correct(text, problem.answer)
+            counts["--grader math-verify"] += grader.is_correct(text, problem)
+            counts["math-verify alone"] += grader.equal(formula[1].strip(), problem.answer)
+    return counts
+
+
 grader = None
 
 
@@ -247,6 +264,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir")
     parser.add_argument("--fuzz", type=int, help="only try so many strings")
+    parser.add_argument("--copied", action="store_true", help="only box the first formula of each question")
     parser.add_argument("--rows", choices=("development", "held-out"), default="held-out")
     parser.add_argument("--show", type=int, default=0, help="disagreements to print of each group and rewriting")
     parser.add_argument("--processes", type=int, default=2)
@@ -255,6 +273,12 @@ def main() -> int:
         found = fuzz(a.fuzz)
         print(f"{a.fuzz:,} strings, three questions each: {found['raised']} exceptions, median ", end="")
         print(f"{found['median'] * 1e3:.3f} ms, worst {found['worst'] * 1e3:.1f} ms; {found['right']} were right")
+        return 0
+    if a.copied:
+        for name, n in copied(
+            [*data.load("math12k", "train", a.data_dir), *data.load("math12k", "test", a.data_dir)]
+        ).items():
+            print(f"{name}: {n}")
         return 0
     rows = [json.loads(line) for line in (Path(a.data_dir) / "math12k_part.jsonl").open(encoding="utf-8")]
     answers = [row["answer"].strip() for row in rows if held_out(row["problem"]) == (a.rows == "held-out")]

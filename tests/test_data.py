@@ -307,6 +307,33 @@ def test_a_broken_record_of_ones_own_is_named_with_what_was_expected(tmp_path, r
         data.load(str(path), "all")
 
 
+def test_answers_that_say_more_than_a_number_and_its_unit_are_counted_and_named(tmp_path, capsys):
+    """A completion has to say all of `5 dozen`: a file of such answers would earn next to nothing, unexplained."""
+    path = tmp_path / "own.jsonl"
+    plain = [
+        "9 (apples)",
+        "$5",
+        "10 cm",
+        "5 percent",
+        "x = 5 feet",
+        r"2 \pi",
+        "5x",
+        "(1, 2)",
+        "x + 1",
+        7,
+        "No",
+        "$5 per hour",
+    ]
+    path.write_text(lines(*({"question": "What?", "answer": answer} for answer in plain)))
+    assert len(data.load(str(path), "all")) == len(plain) and capsys.readouterr().err == ""
+    more = ["5 dozen", "12 hours 30 minutes", "9 a.m.", "$3 million", "4 apples and 2 pears"]
+    path.write_text(lines(*({"question": "What?", "answer": answer} for answer in ["9 (apples)", *more])))
+    assert len(data.load(str(path), "all")) == 6
+    assert (
+        f"{path}: 5 answers say more than a number and its unit: '5 dozen' (line 2), '12 h" in capsys.readouterr().err
+    )
+
+
 def test_a_file_of_ones_own_that_is_missing_or_too_small_is_named(tmp_path):
     """A path is mistyped; and of three problems none may fall to the test split, on which nothing could be measured."""
     with pytest.raises(FileNotFoundError, match="absent.jsonl: no such file"):

@@ -523,6 +523,9 @@ OTHER = [  # completion, reference: other values that differ by what a careless 
     (r"2\frac{5}{2}", "9/2"),
     (r"\langle 1,2,3,4\rangle", r"\langle 1,3,2,4\rangle"),
     (r"\sqrt2+\sqrt3, -\sqrt2-\sqrt3", r"\pm\sqrt2\pm\sqrt3"),
+    (r"\pm\sqrt2\pm\sqrt3", r"\sqrt2\sqrt3"),
+    (r"(\sqrt2 \approx 1.41, 3)", r"\sqrt2"),
+    (r"5 \pm 1", "5"),
     ("10^-12", "10^{-1}2"),
     (r"3\times10^{1}2", "3e12"),
     ("ABC", "abc"),
@@ -857,7 +860,7 @@ def test_what_the_question_holds_is_not_put_to_math_verify(math_verify):
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def math_verify():
     pytest.importorskip("math_verify", reason="needs math-verify")
     grader = MathVerify(limit_s=20)
