@@ -1,6 +1,6 @@
 r"""How far reward.py agrees with math-verify, by kind of answer.
 
-    python -m docs.grading --data-dir DATA --rows held-out        # a quarter of an hour
+    python -m docs.grading --data-dir DATA --rows held-out        # some minutes
     python -m docs.grading --data-dir DATA --rows development --show 20
     python -m docs.grading --data-dir DATA --copied               # is boxing a formula of the question paid?
     python -m docs.grading --fuzz 100000                          # odd strings: exceptions, and the time
