@@ -23,12 +23,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from model import Block, Decoder
 from rollout import LOGITS, completion_hidden, generate, log_softmax, pack
 from skip import sample_mask
+from support.pretrained import write_safetensors
 
 PROBE = 8  # problems that the layers are measured on
 FIT = 64  # other problems, that a bypass is fitted on
@@ -272,10 +272,7 @@ def save(path: Path, bypass: Bypass | None, nested: Nested | None) -> None:
         tensors |= {name: torch.from_numpy(np.array(figures)) for name, figures in asdict(nested.layers).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = {"step": nested.step, "n_skipped": nested.n_skipped, "of": nested.of}
-    try:
-        save_file(tensors, path, metadata={"nested": json.dumps(facts)})  # one text keeps its order
-    except SafetensorError as error:  # its way to say that a folder is read-only, or the disk full
-        raise OSError(f"{path}: {error}") from None
+    write_safetensors(tensors, path, {"nested": json.dumps(facts)})  # one text keeps its order
 
 
 def read(path: Path, model: Decoder) -> tuple[Bypass | None, Nested | None]:

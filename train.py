@@ -27,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
@@ -192,6 +193,7 @@ class Run:
         self.nested: Nested | None = None  # SKIP: what was measured last
         self.saved: dict | None = None  # the newest checkpoint's state
         self.saved_at = time.monotonic()  # and when it was written, or the run began
+        self.lock: FileLock | None = None  # on its folder
 
     def steps_to_go(self) -> Iterable[int]:
         """The steps of this phase that are still to be taken."""
@@ -344,35 +346,59 @@ def set_up(given: dict, resume: bool = False) -> Run:
     """Reads all that the user named, before any slow work and any writing. Raises ValueError or OSError."""
     s = settings_of(given) if resume else Settings(**given).decided()
     out = Path(os.path.expanduser(s.out or f"runs/{datetime.now():%Y-%m-%d-%H%M%S}"))
-    if not resume and ((out / "metrics.jsonl").exists() or (out / "checkpoint").exists()):
-        raise FileExistsError(f"--out {out} already holds a run; name another folder, or go on with it (--resume)")
+    lock = checkpoint.claim(out) if resume else checkpoint.refuse_a_run(out)
     if not s.model and not data.EMBEDDED.is_dir():
         raise FileNotFoundError(
             f"{data.EMBEDDED}: the embedded model is not there; `python -m docs.tiny` makes it again"
         )
-    newest = checkpoint.newest_checkpoint(out) if resume else None
     train, tests = load_problems(s)
-    model, tokenizer = load_model(newest or s.model or data.EMBEDDED, s.dtype, s.device, s.prompt_template or None)
-    model.gradient_checkpointing = s.gradient_checkpointing
-    questions = [problem.question for problems in (train, *tests.values()) for problem in problems]
-    check_room(model, tokenizer, questions, s.max_new_tokens)
-    run = Run(s, model, tokenizer, train, tests, Log(out))
-    set_valid_layers(run)  # SKIP
-    if newest:
-        run.restore(newest)
-    elif resume:  # it was killed before its first checkpoint
+    saved = checkpoint.checkpoints(out) if resume else []
+    run = restored(s, train, tests, out, saved) if saved else load_run(s, train, tests, out, s.model or data.EMBEDDED)
+    if resume and not saved:  # it was killed before its first checkpoint
         if (out / "metrics.jsonl").exists() and '"reinforce"' in (out / "metrics.jsonl").read_text(encoding="utf-8"):
             raise ValueError(f"--resume: {out} has steps in its metrics.jsonl, but no checkpoint to go on from")
         run.log.rewind(run.log.sizes)
-    out.mkdir(parents=True, exist_ok=True)
-    write_settings(s, out)
+    if not resume:
+        run.log.folder, lock = checkpoint.claim_new(out, any_name=not s.out)
+    run.lock = lock
+    write_settings(s, run.log.folder)
     return run
+
+
+def load_run(s: Settings, train: list, tests: dict, out: Path, checkpoint_or_name: Path | str) -> Run:
+    """A run at its beginning, with the model of that name or folder."""
+    model, tokenizer = load_model(checkpoint_or_name, s.dtype, s.device, s.prompt_template or None)
+    model.gradient_checkpointing = s.gradient_checkpointing
+    check_room(
+        model, tokenizer, [p.question for problems in (train, *tests.values()) for p in problems], s.max_new_tokens
+    )
+    run = Run(s, model, tokenizer, train, tests, Log(out))
+    set_valid_layers(run)  # SKIP
+    return run
+
+
+def restored(s: Settings, train: list, tests: dict, out: Path, saved: list[Path]) -> Run:
+    """A run as its newest whole checkpoint has it. The first error, if none can be gone on from."""
+    errors = []
+    for folder in saved:
+        try:
+            run = load_run(s, train, tests, out, folder)
+            run.restore(folder)
+        except (ValueError, FileNotFoundError) as error:
+            errors.append(error)
+        else:
+            if errors:
+                warnings.warn(f"{errors[0]}; going on from {folder}", stacklevel=1)
+            return run
+    raise errors[0]
 
 
 def set_valid_layers(run: Run) -> None:  # SKIP
     """Reads --valid-layers, and refuses a ratio that they do not allow."""
     s, n_layers = run.settings, run.model.config.num_hidden_layers
     run.valid = None if s.valid_layers == "measured" else parse_valid_layers(s.valid_layers, n_layers)
+    if run.valid == [] and s.skip_ratio:
+        raise ValueError(f"--valid-layers {s.valid_layers} leaves none of the model's {n_layers} layers to skip")
     if s.skip_ratio != "auto":
         sample_mask(n_layers, s.skip_ratio, range(n_layers) if run.valid is None else run.valid, torch.Generator())
 
@@ -413,6 +439,8 @@ def main(arguments: list[str] | None = None) -> int:
             status, hopeful = work(run)
         except (OSError, KeyboardInterrupt) as error:  # no place for the last checkpoint either; a second Ctrl-C
             status, hopeful = complain(error), True
+        finally:
+            run.lock.release()
     with suppress(BrokenPipeError):
         saved = run.saved and f"{'warm-up ' * (run.saved['phase'] == 'warmup')}step {run.saved['step']}"
         print(f"checkpoint: {run.log.folder / 'checkpoint'} (after {saved})" if saved else "checkpoint: none")

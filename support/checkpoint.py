@@ -8,48 +8,64 @@ DIR/checkpoint-STEP/        older ones, as many as --keep says
 
 import json
 import os
+import re
 import shutil
 import signal
+import warnings
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from support.optimizer import Optimizer
+from support.pretrained import write_safetensors
 
 
 def save(folder: Path, write: Callable[[Path], None], optimizer: Optimizer, state: dict, keep: int) -> None:
     """Writes DIR/checkpoint; the one before becomes DIR/checkpoint-STEP, and `keep` of them stay in all.
 
     write: puts the model's own files into a folder.  state: what else a resume needs, as JSON, with `phase` and `step`.
-    A kill at any moment leaves a whole checkpoint, the old one or the new one: folders get their names only when they
-    are complete. OSError (a full disk) leaves the old one in its place.
+    A kill or a power cut at any moment leaves a whole checkpoint, the old one or the new one: folders get their names
+    only when they are complete and on the disk. OSError (a full disk) leaves the old one in its place. Nothing is
+    removed but what a run made.
     """
-    newest, partial = folder / "checkpoint", folder / "checkpoint.partial"
+    newest, partial, aside = folder / "checkpoint", folder / "checkpoint.partial", folder / "checkpoint.before"
     try:
         with uninterrupted():
             shutil.rmtree(partial, ignore_errors=True)
             (partial / "training").mkdir(parents=True)  # apart: servers read every *.safetensors beside config.json
             write(partial)
-            save_file(optimizer.state(), partial / "training" / "optimizer.safetensors")
+            write_safetensors(optimizer.state(), partial / "training" / "optimizer.safetensors")
             (partial / "training" / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
-            before = None
+            sync([*folder.glob("*.jsonl"), *partial.rglob("*"), partial])  # its state counts their bytes
             if newest.exists():
-                before = json.loads((newest / "training" / "state.json").read_text(encoding="utf-8"))
-                older = folder / f"checkpoint-{'warmup-' * (before['phase'] == 'warmup')}{before['step']}"
-                shutil.rmtree(older, ignore_errors=True)
-                os.replace(newest, older)
+                shutil.rmtree(aside, ignore_errors=True)
+                os.replace(newest, aside)
             os.replace(partial, newest)
-            if before and (before["phase"], before["step"]) == (state["phase"], state["step"]):
-                shutil.rmtree(older)  # the same step, before its evaluation
+            sync([folder])
+            older = name_of(aside)
+            if older and older != name_of(newest) and not (folder / older).exists():  # else the step's evaluation
+                os.replace(aside, folder / older)
+            shutil.rmtree(aside, ignore_errors=True)
             for old in older_checkpoints(folder)[keep - 1 :]:
                 shutil.rmtree(old)
-    except SafetensorError as error:  # its way to say that the disk is full
-        raise OSError(f"{partial}: {error}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def sync(paths: list[Path]) -> None:
+    """Waits until files and folders are on the disk, where the system can tell."""
+    for path in paths:
+        with suppress(OSError):
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
 
 def load(checkpoint: Path, optimizer: Optimizer, like: dict) -> dict:
@@ -74,15 +90,59 @@ def load(checkpoint: Path, optimizer: Optimizer, like: dict) -> dict:
     return state
 
 
+def name_of(checkpoint: Path) -> str | None:
+    """The name that a checkpoint has when it is an older one; None where there is none, or a broken one."""
+    try:
+        state = json.loads((checkpoint / "training" / "state.json").read_text(encoding="utf-8"))
+        return f"checkpoint-{'warmup-' * (state['phase'] == 'warmup')}{state['step']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def older_checkpoints(folder: Path) -> list[Path]:
-    """DIR/checkpoint-STEP, the latest first; those of the warm-up come before all others."""
-    older = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+    """DIR/checkpoint-STEP, the latest first; those of the warm-up come before all others. Not what a user put there:
+    the name says what the checkpoint's state says."""
+    older = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-(warmup-)?\d+", path.name)]
+    older = [path for path in older if name_of(path) == path.name]
     return sorted(older, key=lambda p: ("warmup" not in p.name, int(p.name.rpartition("-")[2])), reverse=True)
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """DIR/checkpoint; if it was just giving way to the next one when the run was killed, the one before; or None."""
-    return next((path for path in (folder / "checkpoint", *older_checkpoints(folder)) if path.is_dir()), None)
+def checkpoints(folder: Path) -> list[Path]:
+    """DIR/checkpoint, the one that was just giving way to it when the run was killed, and the older ones."""
+    newest = [path for path in (folder / "checkpoint", folder / "checkpoint.before") if path.is_dir()]
+    return [*newest, *older_checkpoints(folder)]
+
+
+def refuse_a_run(folder: Path) -> None:
+    """FileExistsError where a run has been."""
+    if (folder / "metrics.jsonl").exists() or (folder / "checkpoint").exists():
+        raise FileExistsError(f"--out {folder} already holds a run; name another folder, or go on with it (--resume)")
+
+
+def claim_new(folder: Path, any_name: bool) -> tuple[Path, FileLock]:
+    """The folder, for a new run alone, and its lock; with any_name, another of a similar name if it is taken."""
+    for n in count(2):
+        try:
+            lock = claim(folder)
+            refuse_a_run(folder)
+            return folder, lock
+        except (BlockingIOError, FileExistsError):
+            if not any_name:
+                raise
+            folder = folder.with_name(f"{folder.name.partition('_')[0]}_{n}")
+
+
+def claim(folder: Path) -> FileLock:
+    """A lock on the folder for as long as a run writes there. BlockingIOError where another process has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BlockingIOError(f"--out {folder}: another run is writing there; wait for it, or name another") from None
+    except NotImplementedError:  # some network drives
+        warnings.warn(f"{folder} cannot be locked: see that no other run writes there", stacklevel=1)
+    return lock
 
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]

@@ -66,13 +66,8 @@ class Log:
             if size > (path.stat().st_size if path.is_file() else 0):
                 raise ValueError(f"{path}: shorter than when the checkpoint was written, lines were taken out")
         path = self.folder / "metrics.jsonl"
-        try:
-            lines = path.read_bytes()[: sizes["metrics.jsonl"]].splitlines() if path.is_file() else []
-            self.last = (row := json.loads(lines[-1]))["phase"], row["step"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: not the metrics of this run ({error!r})") from None
-        except IndexError:
-            self.last = None  # nothing was written before that checkpoint
+        rows = parse(path, path.read_bytes()[: sizes["metrics.jsonl"]]) if path.is_file() else []
+        self.last = (rows[-1]["phase"], rows[-1]["step"]) if rows else None
         for name, size in sizes.items():
             (self.folder / name).touch()
             os.truncate(self.folder / name, size)
@@ -107,13 +102,25 @@ def read(folder: str | Path) -> list[dict]:
     Raises FileNotFoundError where no run is, ValueError where its metrics are broken or hold no such line.
     """
     path = Path(os.path.expanduser(folder)) / "metrics.jsonl"
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        rows = [row for row in rows if row["phase"] in ("reinforce", "evaluate")]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not the metrics of a run ({error!r})") from None
+    rows = [row for row in parse(path, path.read_bytes()) if row["phase"] in ("reinforce", "evaluate")]
     if not rows:
         raise ValueError(f"{path}: no reinforced step yet")
+    return rows
+
+
+def parse(path: Path, content: bytes) -> list[dict]:
+    """The lines of a metrics.jsonl. ValueError that names the first which is none."""
+    rows = []
+    for n, line in enumerate(content.splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or row.keys() != set(METRICS) or not isinstance(row["step"], int):
+            raise ValueError(
+                f"{path}, line {n}: not the metrics of a run of this version: {line[:80].decode(errors='replace')}"
+            )
+        rows.append(row)
     return rows
 
 
@@ -128,7 +135,7 @@ def complain(error: BaseException, advice: str = "take a smaller model") -> int:
     elif not isinstance(error, ValueError | OSError | FloatingPointError | OverflowError):
         raise error
     print(f"error: {error}", file=sys.stderr)
-    theirs = ValueError | FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError
+    theirs = ValueError | FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError | BlockingIOError
     return 2 if isinstance(error, theirs) else 1
 
 

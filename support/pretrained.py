@@ -93,7 +93,7 @@ def save(model: Decoder, folder: str | Path) -> None:
     dtype = str(model.dtype).removeprefix("torch.")
     spellings = {"dtype": dtype, "torch_dtype": dtype}  # of transformers 5 and 4
     config = {"architectures": [ARCHITECTURES[model.config.model_type]], **config_json(model.config), **spellings}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    write_safetensors(tensors, folder / "model.safetensors", {"format": "pt"})
     for path in [folder / INDEX, *folder.glob("model-*-of-*.safetensors")]:
         path.unlink(missing_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -237,6 +237,16 @@ def read_safetensors(folder: Path, dtype: torch.dtype, device) -> dict[str, Tens
             raise ValueError(f"{path}: not a whole safetensors file ({error}); copy or download it again") from None
     # Old Llama files hold a rotary buffer, which the decoder computes.
     return {name: tensor for name, tensor in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
+
+
+def write_safetensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """The file, readable by whom the umask lets read it (the library makes it the user's alone). Raises OSError."""
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:  # its way to say that a folder is read-only, or the disk full
+        raise OSError(f"{path}: {error}") from None
+    os.umask(umask := os.umask(0))  # it can only be read by setting it
+    path.chmod(0o666 & ~umask)
 
 
 # ---- what the command line names

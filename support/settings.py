@@ -185,6 +185,10 @@ def parse(arguments: list[str] | None, description: str) -> tuple[dict, bool]:
             about |= {"type": number_or_auto if f.name == "skip_ratio" else kind(f), "metavar": "X"}
         group.add_argument(flag(f.name), **about)
     given = vars(parse_strictly(parser, arguments, GONE))
+    for name in ("dataset", "data_dir", "model"):  # a resume may come from another folder
+        path = os.path.abspath(os.path.expanduser(given.get(name, "")))
+        if given.get(name) and (name == "data_dir" or data.is_file(path) or os.path.isdir(path)):
+            given[name] = path
     return given, given.pop("resume")
 
 

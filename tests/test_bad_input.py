@@ -123,6 +123,7 @@ def complaint(checkpoint, problems, tmp_path, capsys):
         ("--valid-layers", "nonsense", "border:K or a list such as 2,5,8-11"),
         ("--valid-layers", "2,9", "from 0 to 3"),
         ("--valid-layers", "border:-1", "0 or more"),
+        ("--valid-layers", "border:99", "leaves none of the model.s 4 layers to skip"),
         ("--prompt-template", "Q: {queston}", "{question}"),
     ],
 )

@@ -23,7 +23,7 @@ import nested
 import train
 from model import Decoder
 from support import checkpoint as saving
-from support import log
+from support import log, pretrained
 from support.optimizer import Optimizer
 
 FLAGS = [
@@ -113,10 +113,11 @@ MOMENTS = {  # where, and which call: the warm-up has 3 steps and 2 checkpoints,
     "the evaluation after step 2": (evaluate, "evaluate", 6),
     "the line of the evaluation after step 2": (train.Log, "write", 7),
     "the weights' file": (train.Decoder, "save_pretrained", 4),
-    "the optimiser's file": (saving, "save_file", 3),
-    "the measurement's file": (nested, "save_file", 1),
-    "the old checkpoint is still there, the new one is whole": (saving.os, "replace", 5),
-    "between the two": (saving.os, "replace", 6),
+    "the optimiser's file": (saving, "write_safetensors", 3),
+    "the measurement's file": (nested, "write_safetensors", 1),
+    "the old checkpoint is still there, the new one is whole": (saving.os, "replace", 6),
+    "between the two": (saving.os, "replace", 7),
+    "the old checkpoint has no name yet": (saving.os, "replace", 8),
     "an old checkpoint's removal": (saving.shutil, "rmtree", 11),
 }
 FAST = ("the evaluation after step 2", "between the two", "the second measurement")
@@ -310,7 +311,10 @@ def another_model(out: Path) -> None:
         (lambda out: (out / "checkpoint/training/state.json").write_text("{"), "not the state of this run's model"),
         (lambda out: (out / "checkpoint/training/state.json").write_text("{}"), "format 1, this one reads 2"),
         (lambda out: (out / "checkpoint/training/nested.safetensors").write_bytes(b"x"), "not a whole measurement"),
-        (lambda out: (out / "metrics.jsonl").write_text("x" * 10**5), "not the metrics of this run"),
+        (
+            lambda out: (out / "metrics.jsonl").write_text("x" * 10**5),
+            "metrics.jsonl, line 1: not the metrics of a run",
+        ),
         (
             lambda out: (out / "config.json").write_text('{"is_level": "token"}'),
             "in its place: --gradient is (by token)",
@@ -328,6 +332,8 @@ def another_model(out: Path) -> None:
 )
 def test_a_resume_from_files_that_are_broken_is_one_line_and_changes_nothing(stopped, capsys, spoil, said):
     """Nothing in them is believed unseen, and what is left of the run is not made worse."""
+    for older in stopped.glob("checkpoint-*"):
+        shutil.rmtree(older)
     spoil(stopped)
     before = files(stopped)
     capsys.readouterr()
@@ -335,6 +341,133 @@ def test_a_resume_from_files_that_are_broken_is_one_line_and_changes_nothing(sto
     [line] = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ") and said in line
     assert files(stopped) == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "config.json", "tokenizer.json"]
+    + [f"training/{name}" for name in ("optimizer.safetensors", "nested.safetensors", "state.json")],
+)
+@pytest.mark.parametrize("left", [0.0, pytest.param(0.5, marks=pytest.mark.slow)])
+def test_a_checkpoint_that_a_power_cut_has_ruined_gives_way_to_the_one_before(
+    stopped, whole_run, name, left, recwarn, monkeypatch
+):
+    """The run ends as it would have: what the lost steps were is a function of seed and step."""
+    path = stopped / "checkpoint" / name
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * left)])
+    assert train.main(["--out", str(stopped), "--resume"]) == 0
+    [warning] = [str(w.message) for w in recwarn if "going on from" in str(w.message)]
+    assert str(stopped / "checkpoint") in warning and warning.endswith(f"going on from {stopped / 'checkpoint-0'}")
+    assert_same(stopped, whole_run)
+
+
+def test_lines_that_a_power_cut_has_lost_are_written_again(stopped, whole_run, recwarn):
+    """metrics.jsonl may be shorter than the newest checkpoint counts, but not than the one before."""
+    state = json.loads((stopped / "checkpoint-0" / "training" / "state.json").read_text())
+    for name, size in state["sizes"].items():
+        os.truncate(stopped / name, size)
+    assert train.main(["--out", str(stopped), "--resume"]) == 0
+    assert any(
+        "metrics.jsonl: shorter" in str(w.message) or "samples.jsonl: shorter" in str(w.message) for w in recwarn
+    )
+    assert_same(stopped, whole_run)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's /proc")
+def test_a_checkpoint_gets_its_name_when_it_is_on_the_disk(stopped, monkeypatch):
+    """Else a power cut leaves a folder with the name of a checkpoint and empty files in it."""
+    done = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: done.append(os.readlink(f"/proc/self/fd/{handle}")) or fsync(handle)
+    )
+
+    def renamed(old, new):
+        if Path(new).name == "checkpoint":
+            whole = {str(path) for path in Path(old).rglob("*")} | {str(old), str(stopped / "metrics.jsonl")}
+            assert whole <= set(done)
+            done.clear()
+        return replace(old, new)
+
+    monkeypatch.setattr(saving.os, "replace", renamed)
+    assert train.main(["--out", str(stopped), "--resume"]) == 0
+    assert done == [str(stopped)], "and last the folder, which holds the names"
+
+
+def test_folders_of_the_users_are_left_alone(stopped):
+    """`cp -r checkpoint checkpoint-best-1` is how a good model is put aside; so is a name that looks like ours."""
+    for name in ("checkpoint-best-1", "checkpoint-7", "checkpoint-warmup-99"):
+        shutil.copytree(stopped / "checkpoint", stopped / name)
+    (stopped / "checkpoint-3").mkdir()
+    (stopped / "checkpoint-3" / "notes.txt").write_text("mine")
+    mine = [path for path in stopped.iterdir() if path.name not in ("checkpoint", "checkpoint-0") and path.is_dir()]
+    before = {path: files(path) for path in mine}
+    assert train.main(["--out", str(stopped), "--resume"]) == 0
+    assert len(mine) == 4 and {path: files(path) for path in mine} == before
+    made = {path.name for path in stopped.iterdir() if path.is_dir()} - {path.name for path in mine}
+    assert made == {"checkpoint", "checkpoint-2"}, "of its own the run keeps two"
+
+
+def test_a_second_run_in_a_folder_is_refused_while_the_first_runs(stopped, checkpoint, tmp_path, capsys):
+    """Two resumes of one run, or two runs of one --out, would write into each other's files."""
+    lock, before = saving.claim(stopped), files(stopped)
+    assert train.main(["--out", str(stopped), "--resume"]) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert line == f"error: --out {stopped}: another run is writing there; wait for it, or name another"
+    assert files(stopped) == before
+    lock.release()
+    assert train.main(["--out", str(stopped), "--resume"]) == 0
+
+    fresh = tmp_path / "fresh"
+    lock = saving.claim(fresh)  # it has written nothing yet
+    assert train.main([*FLAGS, "--model", str(checkpoint), "--out", str(fresh)]) == 2
+    assert "another run is writing there" in capsys.readouterr().err and files(fresh).keys() == {fresh / ".lock"}
+    lock.release()
+
+
+def test_runs_without_a_name_that_begin_in_one_second_get_two_folders(checkpoint, tmp_path, monkeypatch, capsys):
+    """Two seeds started from one line of a shell."""
+    monkeypatch.chdir(tmp_path)
+
+    class Noon(train.datetime):
+        @classmethod
+        def now(cls):
+            return cls(2026, 1, 31, 12)
+
+    monkeypatch.setattr(train, "datetime", Noon)
+    monkeypatch.setattr(train, "reinforce", lambda run: None)
+    monkeypatch.setattr(train, "warm_up", lambda run: None)
+    monkeypatch.setattr(train, "print_report", lambda folder: None)
+    runs = [train.set_up(*train.parse([*FLAGS, "--model", str(checkpoint)], "")) for _ in range(3)]
+    names = [run.log.folder.name for run in runs]
+    assert names == ["2026-01-31-120000", "2026-01-31-120000_2", "2026-01-31-120000_3"]
+    assert all((run.log.folder / "config.json").is_file() for run in runs)
+
+
+def test_a_shared_checkpoint_can_be_read_by_a_class(stopped):
+    """The umask decides, as for every other file."""
+    before = os.umask(0o022)
+    try:
+        assert train.main(["--out", str(stopped), "--resume"]) == 0
+    finally:
+        os.umask(before)
+    weights = list((stopped / "checkpoint").rglob("*.safetensors"))
+    assert len(weights) == 3 and {path.stat().st_mode & 0o777 for path in weights} == {0o644}
+
+
+def test_paths_of_the_command_line_hold_wherever_a_resume_is_started(checkpoint, tmp_path, monkeypatch):
+    """`--dataset my.jsonl`, and a resume from a cron job's folder."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.mkdir(), other.mkdir()
+    rows = [{"question": f"{i} and 1?", "answer": i + 1} for i in range(60)]
+    (one / "my.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shutil.copytree(checkpoint, one / "model")
+    monkeypatch.chdir(one)
+    flags = "--model model --dataset my.jsonl --data-dir . --steps 1 --prompts 1 --samples 2 --max-new-tokens 2".split()
+    flags += "--bypass identity --valid-layers border:1 --skip-ratio 0.2 --eval-problems 1 --device cpu".split()
+    assert train.main([*flags, "--out", str(one / "run")]) == 0
+    monkeypatch.chdir(other)
+    assert train.main(["--out", str(one / "run"), "--resume", "--steps", "2"]) == 0
 
 
 def test_a_resume_with_other_problems_is_refused(stopped, monkeypatch, capsys):
@@ -366,7 +499,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(checkpoint, whole_run, tmp_path
     """One line; and once there is room the run goes on."""
     out = str(tmp_path / "out")
     with monkeypatch.context() as context:
-        strike(context, saving, "save_file", 3, error("No space left on device"), forever=True)
+        strike(context, pretrained, "save_file", 6, error("No space left on device"), forever=True)
         assert train.main([*FLAGS, "--model", str(checkpoint), "--out", out]) == 1
     captured = capsys.readouterr()
     assert "No space left on device" in captured.err and "(after warm-up step 3)" in captured.out.splitlines()[-2]
