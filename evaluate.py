@@ -82,11 +82,15 @@ def evaluate(
 
 
 def accuracy(records: list[list[dict]]) -> tuple[float, float]:
-    """Share of correct completions, with its standard error over problems (the samples of one are not independent)."""
+    """Share of correct completions, with its standard error over problems (the samples of one are not independent).
+
+    The error is that with one problem more right and one more wrong (Laplace), so that 0 of 4 is no certainty.
+    """
     means = [sum(record["correct"] for record in samples) / len(samples) for samples in records]
-    mean = sum(means) / len(means)
-    variance = sum((m - mean) ** 2 for m in means) / max(1, len(means) - 1)
-    return mean, math.sqrt(variance / len(means))
+    more = [*means, 0.0, 1.0]
+    middle = sum(more) / len(more)
+    variance = sum((m - middle) ** 2 for m in more) / (len(more) - 1)
+    return sum(means) / len(means), math.sqrt(variance / len(more))
 
 
 def evaluate_splits(
@@ -133,7 +137,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dataset", required=True, help=f"{', '.join(data.DATASETS)}, or a file *.jsonl")
     parser.add_argument("--data-dir", help="folder with the data set's files (default: a cache, filled by a download)")
     parser.add_argument(
-        "--split", help="train, valid (its last 100), test; wordings of arith, all of a file (default: test, or all)"
+        "--split",
+        default="test",
+        help="test, train, valid (its last 100); wordings of arith, all of a file (default: test)",
     )
     parser.add_argument(
         "--grader", default=GRADERS[0], choices=GRADERS, help="of answers that are no numbers (default: rules)"
@@ -154,8 +160,13 @@ def main(arguments: list[str] | None = None) -> int:
         if getattr(a, name) is not None and not bound <= getattr(a, name) < math.inf:
             parser.error(f"--{name.replace('_', '-')} is {getattr(a, name)}; expected {bound} or more")
     try:
-        split = a.split or ("all" if data.is_file(a.dataset) else "test")
-        problems = data.load(a.dataset, split, a.data_dir or None)[: a.problems]
+        problems = data.load(a.dataset, a.split, a.data_dir or None)[: a.problems]
+        if data.is_file(a.dataset) and a.split != "all":
+            whole = len(data.load(a.dataset, "all"))
+            said = (
+                f"the {a.split} split of {a.dataset} has {len(problems)} of its {whole} problems; --split all takes all"
+            )
+            print(said, file=sys.stderr)
         grade = grader(a.grader)
         model, tokenizer = load_model(a.model, a.dtype, a.device, a.prompt_template)
         temperature, n_samples = (a.temperature, a.samples) if a.samples else (0.0, 1)
@@ -171,7 +182,7 @@ def main(arguments: list[str] | None = None) -> int:
         return complain(error, "lower --batch, --samples or --max-new-tokens")
     mean, error = accuracy(records)
     kind = f"{n_samples} samples a problem at temperature {temperature:g}" if a.samples else "greedy"
-    print(f"{a.dataset} {split}, {len(problems)} problems, {kind}: accuracy {mean:.1%} ± {error:.1%}")
+    print(f"{a.dataset} {a.split}, {len(problems)} problems, {kind}: accuracy {mean:.1%} ± {error:.1%}")
     if n_samples > 1:
         solved = [[{"correct": any(record["correct"] for record in samples)}] for samples in records]
         mean, error = accuracy(solved)

@@ -55,6 +55,7 @@ from support.tokenizer import Tokenizer
 
 FAR = 0.5  # SKIP: acceptance of the first batch below which a warning is due
 LR_WARMUP = 5  # steps over which the learning rate rises
+FEW = 50  # problems of a test split below which a warning is due
 OFTEN = 600  # seconds between checkpoints at most
 FORMAT = 2  # of a checkpoint's state
 
@@ -405,8 +406,20 @@ def set_valid_layers(run: Run) -> None:  # SKIP
 
 def load_problems(s: Settings) -> tuple[list[data.Problem], dict[str, list[data.Problem]]]:
     """The problems to train on, and those to test with by split."""
-    splits = {split: data.load(s.dataset, split, s.data_dir or None) for split in data.splits(s.dataset)}
-    train = splits.pop("train")
+    if s.test_file and s.eval_split == "valid":
+        raise ValueError(f"--test-file {s.test_file} with --eval-split valid; expected one of the two")
+    if s.test_file:
+        splits = {"test": data.load(s.test_file, "all")}
+        tested = {problem.question for problem in splits["test"]}
+        train = data.load(s.dataset, "all" if data.is_file(s.dataset) else "train", s.data_dir or None)
+        train = [problem for problem in train if problem.question not in tested]
+        if not train:
+            raise ValueError(
+                f"--test-file {s.test_file}: all problems of {s.dataset} are in it, none is left to train on"
+            )
+    else:
+        splits = {split: data.load(s.dataset, split, s.data_dir or None) for split in data.splits(s.dataset)}
+        train = splits.pop("train")
     if s.eval_split == "valid":  # what choices are made with is neither trained on nor the test split
         splits = {"valid": data.load(s.dataset, "valid", s.data_dir or None)}
         train = train[: -len(splits["valid"])]
@@ -416,6 +429,11 @@ def load_problems(s: Settings) -> tuple[list[data.Problem], dict[str, list[data.
             f"--warmup-epochs is {s.warmup_epochs}, but {unsolved:,} problems of {s.dataset} have no solution to learn "
             "from; expected a 'solution' in each record, or --warmup-epochs 0"
         )
+    for split, problems in splits.items():
+        if len(problems) < FEW:
+            warnings.warn(
+                f"{split}: {len(problems)} problems, which tell little: see the ± of an accuracy", stacklevel=1
+            )
     return train, splits
 
 

@@ -2,18 +2,29 @@
 
     {"question": "Two and two?", "answer": 4}
     {"problem": "Factor $x^2 - 1$.", "answer": "(x+1)(x-1)", "solution": "..."}
+    {"context": "Tom has 2 pens and buys 3.", "question": "How many has he?", "final_answer": ["5"]}
 
-A question is called question or problem; an answer is the answer alone, a number or text; a solution is needed by a
-warm-up only. Other fields are not looked at. To train on, one question in ten is held back for the test split, by a
+A question is called question or problem; what stands before it (CONTEXT) is put in front. An answer is the answer
+alone, a number or text, called answer or final_answer; without one, it is what the solution marks, \\boxed{…} or ####.
+A solution is needed by a warm-up only. To train on, one question in ten is held back for the test split, by a
 checksum, so that the split stays the same when the file grows and a question that comes twice is on one side.
 """
 
 import os
+import sys
 from pathlib import Path
 
 from data.arith import split_of
 from data.files import read_problems
 from data.problem import Problem
+from reward import extract_answer
+
+CONTEXT = ("body", "context", "passage")
+CHOICES = ("choices", "options")
+SUSPECT = {  # names of fields that may be a part of the problem, and are not read
+    *("text", "input", "prompt", "premise", "story", "background", "description", "facts", "conditions", "hint"),
+    *("table", "image", "image_1", "images", "figure", "diagram", "subquestion", "questions", "problem_statement"),
+}
 
 
 def load(path: str | Path, split: str) -> list[Problem]:
@@ -21,7 +32,10 @@ def load(path: str | Path, split: str) -> list[Problem]:
     path = Path(os.path.expanduser(path))
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected JSON lines with a question and an answer each")
-    problems = read_problems(path, {}, to_problem)
+    unread = set()
+    problems = read_problems(path, {}, lambda record: unread.update(suspects(record)) or to_problem(record))
+    if unread:
+        print(f"{path}: not read, though it may belong to the problems: {', '.join(sorted(unread))}", file=sys.stderr)
     chosen = [problem for problem in problems if split in ("all", split_of(problem.question))]
     if not chosen:
         raise ValueError(
@@ -31,16 +45,29 @@ def load(path: str | Path, split: str) -> list[Problem]:
     return chosen
 
 
+def suspects(record) -> list[str]:
+    return [name for name in SUSPECT if record.get(name)] if isinstance(record, dict) else []
+
+
 def to_problem(record: dict) -> Problem:
     if not isinstance(record, dict):
         raise ValueError(f"expected a record, got {repr(record)[:80]}")
-    question = record.get("problem") if record.get("question") is None else record["question"]
-    answer, solution = record.get("answer"), record.get("solution")
+    record = {
+        name: value[0] if isinstance(value, list) and len(value) == 1 else value for name, value in record.items()
+    }
+    given = {name: value for name, value in record.items() if value is not None}
+    question, solution = given.get("question", given.get("problem")), given.get("solution")
     if not isinstance(question, str):
         raise ValueError(f"expected a text 'question' or 'problem', got {repr(record)[:80]}")
-    if not isinstance(answer, str | int | float) or isinstance(answer, bool):
-        raise ValueError(f"expected a text or a number 'answer', got {repr(answer)[:80]}")
+    if choices := [name for name in CHOICES if given.get(name)]:
+        raise ValueError(f"the field {choices[0]!r} is not read; write the choices into the question")
+    before = [given[name] for name in CONTEXT if given.get(name)]
+    if not all(isinstance(text, str) for text in before):
+        raise ValueError(f"expected a text before the question, got {repr(before)[:80]}")
     if not isinstance(solution, str | None):
         raise ValueError(f"expected a text 'solution', got {repr(solution)[:80]}")
+    answer = given.get("answer", given.get("final_answer", extract_answer(solution or "")))
+    if not isinstance(answer, str | int | float) or isinstance(answer, bool):
+        raise ValueError(f"expected a text or a number 'answer', got {repr(answer)[:80]}")
     answer = " ".join(str(answer).split())  # a marker ends with its line
-    return Problem(question, answer, f"{solution}\n#### {answer}" if solution else "")
+    return Problem("\n".join([*before, question]), answer, f"{solution}\n#### {answer}" if solution else "")

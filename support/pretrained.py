@@ -75,8 +75,12 @@ def load(folder_or_hub_id: str | Path, dtype: torch.dtype, device: torch.device 
         ("holds a wrong shape for", wrong_shapes),
     ):
         if names:
+            there = next((n for n in tensors if n not in expected), "")
+            prefix = next((there.removesuffix(name) for name in expected if there.endswith(f".{name}")), "")
+            hint = f"; its names begin with {prefix!r}, of a wrapper: save the model inside of it" if prefix else ""
+            hint = hint or f"; it holds {there}" * bool(there and complaint == "lacks")
             raise ValueError(
-                f"{folder}: the checkpoint {complaint} {', '.join(sorted(names)[:3])} ({len(names)} in all)"
+                f"{folder}: the checkpoint {complaint} {', '.join(sorted(names)[:3])} ({len(names)} in all){hint}"
             )
     model.load_state_dict(tensors, assign=True)
     model.tie_weights()
@@ -265,11 +269,14 @@ def pick_device(name: str) -> torch.device:
 
 
 def check_room(model: Decoder, tokenizer: Tokenizer, questions: list[str], max_new_tokens: int) -> None:
-    """Raises ValueError if a prompt and its completion might not fit into the model's context."""
-    longest = max(len(tokenizer.encode_prompt(question)) for question in questions)
+    """Raises ValueError that names the problems whose prompt and completion might not fit into the model's context."""
+    lengths = [len(tokenizer.encode_prompt(question)) for question in questions]
     context = model.config.max_position_embeddings
-    if longest + max_new_tokens > context:
+    long = [i for i, length in enumerate(lengths) if length + max_new_tokens > context]
+    if long:
+        some = "; ".join(f"{questions[i][:60]!r}… ({lengths[i]:,} tokens)" for i in long[:3])
         raise ValueError(
-            f"the longest prompt has {longest} tokens, with --max-new-tokens {max_new_tokens} more than the model's "
-            f"{context} (max_position_embeddings); lower it, or take a model with a longer context"
+            f"{len(long):,} of {len(questions):,} prompts have, with --max-new-tokens {max_new_tokens}, more than the "
+            f"model's {context:,} tokens (max_position_embeddings): {some}{'; …' * (len(long) > 3)}. Lower the flag, "
+            "take these problems out, or take a model with a longer context"
         )

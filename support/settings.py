@@ -111,6 +111,7 @@ class Settings:
     model: str = option("", "folder of a checkpoint, or a hub id; none: the embedded one, data/tiny")
     dataset: str = option("arith", f"problems to train and test on: {', '.join(data.DATASETS)}, or a file *.jsonl")
     data_dir: str = option("", "folder with the data set's files; none: a cache, filled by a download")
+    test_file: str = option("", "a file *.jsonl to test with, all of it; none: the data set's own test split")
     prompt_template: str = option("", "prompt with {question} in it; none: the checkpoint's own chat template")
     grader: str = option(
         "rules", "who compares an answer that is no number: reward.py's rules alone, or math-verify too", GRADERS
@@ -185,9 +186,9 @@ def parse(arguments: list[str] | None, description: str) -> tuple[dict, bool]:
             about |= {"type": number_or_auto if f.name == "skip_ratio" else kind(f), "metavar": "X"}
         group.add_argument(flag(f.name), **about)
     given = vars(parse_strictly(parser, arguments, GONE))
-    for name in ("dataset", "data_dir", "model"):  # a resume may come from another folder
+    for name in ("dataset", "data_dir", "model", "test_file"):  # a resume may come from another folder
         path = os.path.abspath(os.path.expanduser(given.get(name, "")))
-        if given.get(name) and (name == "data_dir" or data.is_file(path) or os.path.isdir(path)):
+        if given.get(name) and (name in ("data_dir", "test_file") or data.is_file(path) or os.path.isdir(path)):
             given[name] = path
     return given, given.pop("resume")
 

@@ -6,12 +6,13 @@ the checkpoint's author; jinja2 renders it in a sandbox that reaches nothing out
 """
 
 import json
+import warnings
 from datetime import datetime
 from pathlib import Path
 
 import tokenizers
 from jinja2 import TemplateError
-from jinja2.ext import loopcontrols
+from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 ASK = 'Solve it step by step and finish with "#### " and the answer alone.'
@@ -23,6 +24,16 @@ FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
+
+
+class Generation(Extension):
+    """{% generation %}…{% endgeneration %}, which training templates put around what a model writes: its body."""
+
+    tags = {"generation"}
+
+    def parse(self, parser):
+        next(parser.stream)
+        return parser.parse_statements(["name:endgeneration"], drop_needle=True)
 
 
 class Tokenizer:
@@ -53,7 +64,8 @@ class Tokenizer:
         self.files = {name: (self.folder / name).read_bytes() for name in FILES if (self.folder / name).is_file()}
         settings = self._read("special_tokens_map.json") | self._read("tokenizer_config.json")
         self.special_tokens = self._special_tokens(settings)
-        self.chat_template = self._chat_template(settings)
+        self.tells_date = False  # whether the chat template asks for `now`
+        self.chat_template = self._chat_template(settings) if template is None else None
         self.eos_ids = self._ways_to_end()
         self.eos_id = self.eos_ids[0]
 
@@ -90,8 +102,11 @@ class Tokenizer:
             source = next((t["template"] for t in source if isinstance(t, dict) and t.get("name") == "default"), None)
         if not source:
             return None
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
+        )
         environment.filters["tojson"] = _to_json
+        self.tells_date = "strftime_now" in str(source)
         environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: self.now.strftime(form)}
         try:
             return environment.from_string(source)
@@ -113,19 +128,32 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        return self.tokenizer.get_vocab_size(with_added_tokens=True)
+        """One more than the highest id; there may be gaps below it."""
+        return max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def encode_prompt(self, question: str) -> list[int]:
-        if self.template is not None or self.chat_template is None:
+        if self.chat_template is None:
             text = (self.template or PLAIN).replace("{question}", question)
-            return self.tokenizer.encode(text).ids  # with the tokens that tokenizer.json puts around a text
+            ids = self.tokenizer.encode(text).ids  # with the tokens that tokenizer.json puts around a text
+            if ids[-1:] and ids[-1] in self.eos_ids:  # nothing would be left to say
+                warnings.warn(
+                    f"{self.folder}: the tokenizer ends each prompt with an end token; left out", stacklevel=1
+                )
+                ids = ids[:-1]
+            return self._begun_once(ids)
         messages = [{"role": "user", "content": f"{question}\n{ASK}"}]
         given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
         try:
             text = self.chat_template.render(**given, **self.special_tokens)
         except Exception as error:  # a template is a program, and fails as programs do
             raise ValueError(f"{self.folder}: the chat template failed ({error}); give --prompt-template") from None
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        return self._begun_once(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _begun_once(self, ids: list[int]) -> list[int]:
+        bos = self.special_tokens.get("bos_token", "")
+        if len(ids) > 1 and ids[0] == ids[1] == self.tokenizer.token_to_id(bos):
+            warnings.warn(f"{self.folder}: each prompt begins with {bos} twice; see the template", stacklevel=1)
+        return ids
 
     def encode_completion(self, text: str) -> list[int]:
         """What a model is to answer, with the end token."""

@@ -288,13 +288,18 @@ def test_a_file_of_ones_own_is_split_by_its_questions(tmp_path):
     [
         ({"Question": "Two and two?", "answer": 4}, "'question' or 'problem'"),
         ({"question": "Two and two?"}, "'answer', got None"),
-        ({"question": "Two and two?", "answer": [4]}, "'answer', got \\[4\\]"),
+        ({"question": "Two and two?", "answer": [4, 5]}, "'answer', got \\[4, 5\\]"),
+        ({"question": "Two and two?", "final_answer": ["4", "5"]}, "'answer', got \\['4', '5'\\]"),
+        ({"question": "Which?", "answer": "B", "choices": ["4", "5"]}, "'choices' is not read"),
+        ({"question": "Which?", "answer": "B", "options": {"A": 4}}, "'options' is not read"),
+        ({"question": "How many?", "answer": 4, "context": {"text": "Tom has 4."}}, "a text before the question"),
+        ({"question": "Two and two?", "solution": "It is 4."}, "'answer', got None"),
         ({"question": "Two and two?", "answer": True}, "'answer', got True"),
         ({"question": "Two and two?", "answer": ""}, "the answer alone"),
         ({"question": "Two and two?", "answer": "The answer is 4"}, "the answer alone"),
         ({"question": "Two and two?", "answer": 4, "solution": 0}, "'solution', got 0"),
         ({"question": "Two and two?", "answer": "It is 4.\n#### 4"}, "the answer alone"),
-        ({"question": "Two and two?", "answer": 4, "solution": ["2 + 2"]}, "'solution'"),
+        ({"question": "Two and two?", "answer": 4, "solution": ["2 + 2", "4"]}, "'solution'"),
         ({"question": "", "answer": 4}, "the question is empty"),
         (["Two and two?", 4], "expected a record"),
     ],
@@ -305,6 +310,35 @@ def test_a_broken_record_of_ones_own_is_named_with_what_was_expected(tmp_path, r
     path.write_text(lines({"question": "Two and two?", "answer": 4}, record))
     with pytest.raises(ValueError, match=f"own.jsonl, line 2: .*{expected}"):
         data.load(str(path), "all")
+
+
+@pytest.mark.parametrize(
+    "record, question, answer",
+    [
+        ({"body": "Tom has 2 pens.", "question": "How many?", "answer": 2}, "Tom has 2 pens.\nHow many?", "2"),
+        ({"context": "Tom has 2.", "question": "How many?", "answer": 2}, "Tom has 2.\nHow many?", "2"),
+        ({"passage": "Tom has 2.", "problem": "How many?", "answer": 2}, "Tom has 2.\nHow many?", "2"),
+        ({"context": None, "question": "Find x.", "final_answer": ["$2$"], "solution": ["So 2."]}, "Find x.", "$2$"),
+        ({"problem": "Find x.", "solution": "So $x = \\boxed{2}$.", "type": "Algebra"}, "Find x.", "2"),
+        ({"question": "Two?", "answer": 2, "choices": [], "options": None}, "Two?", "2"),
+    ],
+)
+def test_what_published_files_call_their_fields_is_read_whole(tmp_path, capsys, record, question, answer):
+    """A question without the sentence before it cannot be answered, and nothing would say so."""
+    path = tmp_path / "own.jsonl"
+    path.write_text(lines(record))
+    [problem] = data.load(str(path), "all")
+    assert (problem.question, problem.answer) == (question, answer) and capsys.readouterr().err == ""
+
+
+def test_a_field_that_may_belong_to_the_problem_and_is_not_read_is_named_once(tmp_path, capsys):
+    """A table or a picture that the question speaks of."""
+    path = tmp_path / "own.jsonl"
+    path.write_text(
+        lines(*({"question": "How many?", "answer": 2, "table": "a|b", "hint": "", "id": i} for i in range(3)))
+    )
+    data.load(str(path), "all")
+    assert capsys.readouterr().err == f"{path}: not read, though it may belong to the problems: table\n"
 
 
 def test_answers_that_say_more_than_a_number_and_its_unit_are_counted_and_named(tmp_path, capsys):

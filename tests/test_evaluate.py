@@ -58,11 +58,14 @@ def test_a_bonus_is_a_reward_and_no_accuracy(folder, monkeypatch):
 
 
 def test_accuracy_and_its_standard_error_by_hand():
-    """Means 1, ½ and 0 of three problems: ½ in all, with a standard error of √(¼ / 3) over problems, not samples."""
+    """Means 1, ½ and 0 of three problems: ½ in all. With a 0 and a 1 more the variance is ¼, the error √(¼ / 5): over
+    problems, not samples, and never nothing."""
     records = [[{"correct": c} for c in each] for each in ([True, True], [True, False], [False, False])]
     mean, error = accuracy(records)
-    assert mean == 0.5 and error == pytest.approx((0.25 / 3) ** 0.5)
-    assert accuracy([[{"correct": True}]]) == (1.0, 0.0)
+    assert mean == 0.5 and error == pytest.approx((0.25 / 5) ** 0.5)
+    for right in (True, False):
+        mean, error = accuracy([[{"correct": right}]] * 4)
+        assert mean == right and error == pytest.approx((5 * 1 / 36 + 25 / 36) ** 0.5 / 30**0.5), "of 6, one is unlike"
 
 
 def test_the_batch_size_changes_neither_order_nor_texts(folder):
@@ -87,15 +90,17 @@ def test_the_command_line_prints_accuracy_and_writes_the_texts(folder, tmp_path,
     assert len([json.loads(line) for line in out.read_text().splitlines()]) == 6
 
 
-def test_a_file_of_ones_own_is_evaluated_whole_unless_a_split_is_named(folder, tmp_path, capsys):
-    """AIME has 30 problems, and all are for testing; a file that was trained on has a test split."""
+def test_of_a_file_of_ones_own_the_test_split_is_evaluated_unless_another_is_named(folder, tmp_path, capsys):
+    """It may have been trained on, as of every other data set. AIME's 30 problems are all for testing: --split all."""
     own = tmp_path / "aime.jsonl"
     own.write_text("".join(json.dumps({"problem": f"What is {i} + 1?", "answer": i + 1}) + "\n" for i in range(30)))
     flags = ["--model", str(folder), "--dataset", str(own), "--max-new-tokens", "2", "--device", "cpu"]
-    assert evaluate.main([*flags, "--out", str(tmp_path / "texts.jsonl")]) == 0
+    assert evaluate.main([*flags, "--split", "all", "--out", str(tmp_path / "texts.jsonl")]) == 0
     assert f"{own} all, 30 problems, greedy" in capsys.readouterr().out
-    assert evaluate.main([*flags, "--split", "test", "--out", str(tmp_path / "texts.jsonl")]) == 0
-    assert f"{own} test, {len(data.load(str(own), 'test'))} problems" in capsys.readouterr().out
+    assert evaluate.main([*flags, "--out", str(tmp_path / "texts.jsonl")]) == 0
+    said, n = capsys.readouterr(), len(data.load(str(own), "test"))
+    assert f"{own} test, {n} problems" in said.out
+    assert said.err == f"the test split of {own} has {n} of its 30 problems; --split all takes all\n"
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])

@@ -553,6 +553,16 @@ BROKEN = [
     (write("model.safetensors", ""), "model.safetensors.*not a whole safetensors file"),
     (lambda folder: edit_weights(folder, lambda t: t.pop(UP)), f"lacks {UP}"),
     (lambda folder: edit_weights(folder, lambda t: t.update(other=torch.ones(1))), "does not account for: other"),
+    (lambda folder: edit_weights(folder, lambda t: t.update(other=t.pop(UP))), f"lacks {UP}.*; it holds other"),
+    *(
+        (
+            lambda folder, prefix=prefix: edit_weights(
+                folder, lambda t: t.update({prefix + name: t.pop(name) for name in list(t)})
+            ),
+            f"names begin with '{prefix}', of a wrapper",
+        )
+        for prefix in ("_orig_mod.", "module.", "base_model.model.")
+    ),
     (
         lambda folder: edit_weights(folder, lambda t: t.update({UP: t[UP].T.contiguous()})),
         rf"wrong shape for {UP}: \[.*\], expected \[",

@@ -11,6 +11,7 @@ import tokenizers
 from tokenizers.processors import TemplateProcessing
 
 from docs import tiny
+from support.pretrained import load_model
 from support.tokenizer import ASK, Tokenizer
 
 QUESTION = "Tom has 12 apples and eats 5. How many are left?"
@@ -267,3 +268,67 @@ def test_a_missing_or_broken_file_is_named(checkpoint, name, content):
     with pytest.raises((ValueError, FileNotFoundError)) as error:
         Tokenizer(folder)
     assert str(folder / name) in str(error.value)
+
+
+def test_the_marks_of_a_training_template_are_no_error(checkpoint):
+    """{% generation %} is in the published training templates of Llama, Qwen and R1's distillates."""
+    marked = "{% for m in messages %}{% generation %}<{{ m.role }}>{{ m.content }}{% endgeneration %}{% endfor %}"
+    plain = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    assert prompt(checkpoint(with_template(marked))) == prompt(checkpoint(with_template(plain)))
+
+
+def test_a_template_that_is_replaced_is_not_read(checkpoint):
+    """--prompt-template is the way out of a broken one."""
+    folder = checkpoint(with_template("{% broken"))
+    assert prompt(folder, template="Q: {question}") == f"Q: {QUESTION}"
+    with pytest.raises(ValueError, match="template is broken"):
+        Tokenizer(folder)
+
+
+def test_the_date_is_one_for_a_run_and_known_to_be_told(checkpoint):
+    """At midnight the prompts would change; a resumed run sets it to the day on which it began."""
+    tokenizer = Tokenizer(
+        checkpoint(with_template("{{ strftime_now('%d %B %Y %H:%M:%S.%f') }} {{ messages[0].content }}"))
+    )
+    assert tokenizer.tells_date and tokenizer.encode_prompt(QUESTION) == tokenizer.encode_prompt(QUESTION)
+    assert not Tokenizer(checkpoint(with_template("{{ messages[0].content }}"))).tells_date
+
+
+def with_processor(folder, **pieces):
+    """tokenizer.json puts tokens around every text, as those of many base models do."""
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.post_processor = TemplateProcessing(special_tokens=[(tiny.END, 0)], **pieces)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_an_end_token_that_a_tokenizer_appends_to_a_prompt_is_left_out_and_said(checkpoint):
+    """After it a model begins another text."""
+    folder = with_processor(checkpoint({}), single=f"$A {tiny.END}")
+    with pytest.warns(UserWarning, match="ends each prompt with an end token; left out"):
+        ids = Tokenizer(folder).encode_prompt(QUESTION)
+    assert ids[-1] != 0 and ids == Tokenizer(checkpoint({})).encode_prompt(QUESTION)
+
+
+def test_a_beginning_that_comes_twice_is_said(checkpoint):
+    """<s><s>: once from the template, and once from tokenizer.json."""
+    settings = {"tokenizer_config.json": {"eos_token": tiny.END, "bos_token": tiny.END}}
+    folder = with_processor(checkpoint(settings), single=f"{tiny.END} $A")
+    with pytest.warns(UserWarning, match="begins with .* twice"):
+        Tokenizer(folder, tiny.END + "{question}").encode_prompt(QUESTION)
+    with pytest.warns(UserWarning, match="begins with .* twice"):
+        Tokenizer(
+            checkpoint(with_template("{{ bos_token * 2 }}{{ messages[0].content }}", bos_token=tiny.END))
+        ).encode_prompt("")
+
+
+def test_the_highest_id_counts_and_not_how_many_there_are(checkpoint):
+    """A token that was moved to a higher id leaves a gap; its row of the embedding has to be there."""
+    folder = checkpoint({})
+    raw = json.loads((folder / "tokenizer.json").read_text())
+    last = max(raw["model"]["vocab"], key=raw["model"]["vocab"].get)
+    raw["model"]["vocab"][last] = 400
+    (folder / "tokenizer.json").write_text(json.dumps(raw))
+    assert Tokenizer(folder).vocab_size == 401
+    with pytest.raises(ValueError, match="the tokenizer has 401 tokens, the model only"):
+        load_model(folder, "float32", "cpu")
