@@ -56,16 +56,17 @@ def evaluate(
     batch: int = 64,
     seed: int = 0,
     grade: Callable[[str, data.Problem], bool] = by_rules,
+    what: str = "evaluating",
 ) -> list[list[dict]]:
     """`score`'s records of all problems with the whole model, in the order of the problems.
 
-    temperature 0: greedy, one sample.  batch: completions at a time; similar prompts go together.
+    temperature 0: greedy, one sample.  batch: completions at a time; similar prompts go together.  what: names the bar.
     """
     prompts = [tokenizer.encode_prompt(problem.question) for problem in problems]
     order = sorted(range(len(problems)), key=lambda i: len(prompts[i]))
     size = max(1, batch // n_samples)
     records = [[] for _ in problems]
-    for start in tqdm(range(0, len(order), size), desc="evaluating", leave=False, disable=None):
+    for start in tqdm(range(0, len(order), size), desc=what, leave=False, disable=None):
         chosen = order[start : start + size]
         rollout = generate(
             model,
@@ -105,12 +106,15 @@ def evaluate_splits(
     """The whole model, greedy and sampled, on several splits: figures by the keys of metrics.jsonl, and `evaluate`'s
     records by what they are of, "test, full, greedy"."""
     figures, records = {}, {}
-    for split, problems in splits.items():
-        for mode, tau in (("greedy", 0.0), ("sampled", temperature)):
-            some = evaluate(model, tokenizer, problems, max_new_tokens, temperature=tau, batch=batch, grade=grade)
-            key = f"{split}_accuracy" + "_sampled" * (mode == "sampled")
-            figures[key], figures[f"{key}_se"] = accuracy(some)
-            records[f"{split}, full, {mode}"] = some
+    modes = [(split, mode) for split in splits for mode in ("greedy", "sampled")]
+    for i, (split, mode) in enumerate(modes, start=1):
+        tau, what = temperature if mode == "sampled" else 0.0, f"evaluating {split}, {mode} ({i} of {len(modes)})"
+        some = evaluate(
+            model, tokenizer, splits[split], max_new_tokens, temperature=tau, batch=batch, grade=grade, what=what
+        )
+        key = f"{split}_accuracy" + "_sampled" * (mode == "sampled")
+        figures[key], figures[f"{key}_se"] = accuracy(some)
+        records[f"{split}, full, {mode}"] = some
     return figures, records
 
 

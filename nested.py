@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from tqdm import tqdm
 
 from model import Block, Decoder
 from rollout import LOGITS, completion_hidden, generate, log_softmax, pack
@@ -74,13 +75,16 @@ def measure(
     prompts, (tokens, mask) = prompts[:PROBE], pack(completions[:PROBE], model.device)
     full, n_layers = completion_hidden(model, prompts, tokens, mask), model.config.num_hidden_layers
 
-    def acceptance(skip: tuple[bool, ...]) -> float:
-        states = completion_hidden(model, prompts, tokens, mask, skip)
-        return overlap(full, states, model.lm_head.weight, temperature)
+    with tqdm(desc="measuring nested models", unit=" masks", leave=False, disable=None) as bar:
 
-    layers = order_layers(acceptance, n_layers) if valid is None else None
-    if n_skipped is None:
-        n_skipped = most_layers(acceptance, n_layers, valid if layers is None else layers)
+        def acceptance(skip: tuple[bool, ...]) -> float:
+            bar.update()
+            states = completion_hidden(model, prompts, tokens, mask, skip)
+            return overlap(full, states, model.lm_head.weight, temperature)
+
+        layers = order_layers(acceptance, n_layers) if valid is None else None
+        if n_skipped is None:
+            n_skipped = most_layers(acceptance, n_layers, valid if layers is None else layers)
     return n_skipped, layers
 
 
@@ -174,17 +178,24 @@ class Measured:
         return sum(kept >= LOST for kept in self.alone)
 
     def table(self, n_skipped: int) -> str:
-        """The valid layers for n_skipped, in the order in which they can be left out."""
-        n = len(self.valid_layers(n_skipped))
-        rows = {
-            "layer": [str(layer) for layer in self.order[:n]],
-            "accepted without it": [f"{self.alone[layer]:.2f}" for layer in self.order[:n]],
-            "and those before": [f"{together:.2f}" for together in self.together[:n]],
-        }
-        lines = [f"{name:20}" + "".join(f"{cell:>5}" for cell in cells) for name, cells in rows.items()]
-        others = ", ".join(f"{layer} ({self.alone[layer]:.2f})" for layer in sorted(self.order[n:]))
-        masks = f"{n_skipped} of these are skipped: {math.comb(n, n_skipped):,} masks"
-        return "\n".join(["", *lines, masks + (f"; never {others}" if others else ""), ""])
+        """The valid layers for n_skipped, in the order in which they can be left out, 12 a line, and how to read it."""
+        valid, lines = self.order[: len(self.valid_layers(n_skipped))], []
+        for start in range(0, len(valid), 12):
+            layers = valid[start : start + 12]
+            rows = {
+                "layer": map(str, layers),
+                "accepted without it": (f"{self.alone[layer]:.2f}" for layer in layers),
+                "and all before": (f"{together:.2f}" for together in self.together[start : start + len(layers)]),
+            }
+            lines += [f"{name:19}" + "".join(f"{cell:>5}" for cell in cells) for name, cells in rows.items()]
+        masks = math.comb(len(valid), n_skipped)
+        lines += [
+            f"Each batch skips {n_skipped} of these {len(valid)} layers: {masks:,} masks. The other "
+            f"{len(self.order) - len(valid)} stay.",
+            "The shares are of sampled tokens that the full model would accept. Next comes the layer",
+            "that costs the least with all before it skipped too, so that one good alone may stay.",
+        ]
+        return "\n".join(["", *lines, ""])
 
 
 def order_layers(acceptance: Callable[[tuple[bool, ...]], float], n_layers: int) -> Measured:

@@ -1,6 +1,7 @@
 """Tables and plots of runs, from the lines of metrics.jsonl (support/log.py) alone.
 
     python report.py runs/2026-01-31-120000     # the table and the curve of any run, ended or not
+    python report.py runs                       # a line for each run in a folder
 
 train.py prints the same at the end of a run.
 """
@@ -94,6 +95,27 @@ def draw(rows: list[dict], path: Path) -> bool:
     return True
 
 
+def runs_in(folder: Path) -> str:
+    """A line for each run in a folder of runs."""
+    lines = []
+    for metrics in sorted(folder.glob("*/metrics.jsonl")):
+        try:
+            rows = read(metrics.parent)
+            accuracies = [
+                row[key]
+                for key in ("test_accuracy_sampled", "valid_accuracy_sampled")
+                for row in rows
+                if row[key] is not None
+            ]
+            said = f"step {rows[-1]['step']}" + f", sampled {accuracies[0]:.1%} to {accuracies[-1]:.1%}" * bool(
+                accuracies
+            )
+        except ValueError as error:
+            said = str(error).removeprefix(f"{metrics}: ")
+        lines.append(f"{metrics.parent}  {said}")
+    return "\n".join(lines)
+
+
 def print_report(folder: str | Path) -> None:
     """Prints the table and the curve of the run in `folder`, and leaves curve.png there where matplotlib is."""
     folder = Path(os.path.expanduser(folder))
@@ -109,9 +131,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("run", help="folder of a run, which holds its metrics.jsonl")
+    parser.add_argument("run", help="folder of a run, which holds its metrics.jsonl; or of several runs")
+    folder = Path(os.path.expanduser(parser.parse_args(arguments).run))
     try:
-        print_report(parser.parse_args(arguments).run)
+        if not (folder / "metrics.jsonl").exists() and (runs := runs_in(folder)):
+            print(runs)
+        else:
+            print_report(folder)
     except (ValueError, OSError) as error:
         return complain(error)
     return 0

@@ -196,6 +196,24 @@ class Run:
         self.saved_at = time.monotonic()  # and when it was written, or the run began
         self.lock: FileLock | None = None  # on its folder
 
+    def summary(self) -> str:
+        """What runs, on what, and where it writes."""
+        s, millions = self.settings, sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
+        tests = "".join(f", {split} {len(problems):,}" for split, problems in self.tests.items())
+        lines = {
+            "model": f"{s.model or 'embedded'}, {millions:,.4g} million weights, "
+            f"{self.model.config.num_hidden_layers} layers",
+            "machine": f"{self.model.device}, {s.dtype}, {torch.get_num_threads()} threads",
+            "data": f"{s.dataset}, train {len(self.train):,}{tests} problems",
+            "steps": f"{s.steps} of {s.prompts} × {s.samples} completions, gradient {s.gradient}, seed {s.seed}",
+            "writes to": f"{self.log.folder}",
+        }
+        if self.step or self.phase == "warmup":
+            lines["begins with"] = f"step {self.step + 1} of {self.last_step()} ({self.phase})"
+        if self.tokenizer.tells_date:
+            lines["prompts say"] = f"{self.tokenizer.now:%d %B %Y}, to the end of the run"
+        return "\n".join(f"{name:12}{value}" for name, value in lines.items())
+
     def steps_to_go(self) -> Iterable[int]:
         """The steps of this phase that are still to be taken."""
         return tqdm(range(self.step + 1, self.last_step() + 1), desc=self.phase, leave=False, disable=None)
@@ -214,7 +232,8 @@ class Run:
         self.step = step
         line = self.log.write(self.phase, step, self.last_step(), figures, samples)
         self.whole = True
-        tqdm.write(line)  # a terminal that is gone undoes nothing
+        if self.phase == "reinforce" or step % 20 == 0 or step in (1, self.last_step()):
+            tqdm.write(line)  # a terminal that is gone undoes nothing
 
     def skip_mask(self, step: int) -> tuple[bool, ...]:  # SKIP
         """D3: the mask of a step. Before step 1, N + 1, 2N + 1, … (--measure-every) nested models are measured."""
@@ -277,6 +296,8 @@ def at_boundary(run: Run) -> None:
     if run.phase == "reinforce" and run.is_evaluated(step) and run.log.last != ("evaluate", step):
         everywhere = step in (0, s.steps)  # on arith's wordings as well
         splits = {name: some[: s.eval_problems] for name, some in run.tests.items() if everywhere or name != "wordings"}
+        if step == 0:
+            tqdm.write(f"evaluating {' and '.join(splits)} before the first step: greedy, and sampled as in training")
         with run.log.phase("evaluate"):
             figures, records = evaluate_splits(
                 run.model, run.tokenizer, splits, s.max_new_tokens, s.temperature, s.prompts * s.samples, run.grade
@@ -318,6 +339,8 @@ def measure_nested(run: Run, step: int) -> None:  # SKIP
     kept = None
     if s.model and step == 1 and not s.warmup_epochs:
         kept = find_checkpoint(s.model) / "nested" / "measured.safetensors"
+    if step == 1:
+        tqdm.write(f"measuring nested models on {n} problems: what stands in for a layer, and which may go")
     with run.log.phase("measure"):
         stamp = nested.stamp(run.model, prompts, *options) if kept else ""
         bypass, found = None, None
@@ -471,6 +494,7 @@ def work(run: Run) -> tuple[int, bool]:
     """The run itself. Whatever ends it leaves its last boundary in DIR/checkpoint; trouble of the numbers leaves the
     checkpoint before. Returns the exit status, and whether to go on may help."""
     try:
+        tqdm.write(run.summary())
         if run.phase == "warmup":
             warm_up(run)
         reinforce(run)

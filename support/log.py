@@ -80,7 +80,10 @@ def examples(step: int, mode: str, records: list[list[dict]]) -> list[dict]:
 
 
 def readable(f: dict, last_step: int) -> str:
-    """A line of metrics.jsonl for the terminal."""
+    """A line of metrics.jsonl for the terminal, of at most 100 characters.
+
+    silent: groups that agree in their reward, and teach nothing; no signal: all are.  accept: acceptance.  cut: off.
+    """
     if f["phase"] == "warmup":
         return f"warm-up {f['step']}/{last_step}  loss {f['loss']:.3f}  {f['seconds_update']:.1f} s"
     if f["phase"] == "evaluate":
@@ -88,12 +91,10 @@ def readable(f: dict, last_step: int) -> str:
         sampled, error, greedy = f[f"{key}_sampled"], f[f"{key}_sampled_se"], f[key]
         split = key.removesuffix("_accuracy")
         return f"step {f['step']}/{last_step}  {split}: sampled {sampled:.1%} ± {error:.1%}, greedy {greedy:.1%}"
-    update = f"loss {f['loss']:+.4f}" if f["stepped"] else "no group has a signal: no step"
-    return (
-        f"step {f['step']}/{last_step}  reward {f['reward']:.3f}  {update}  silent groups {f['silent_groups']:.0%}  "
-        f"acceptance {f['acceptance']:.3f}  ess {f['ess']:.3f}  length {f['mean_length']:.0f}  "
-        f"cut off {f['cut_off']:.0%}  {f['tokens_per_second']:.0f} tokens/s"
-    )
+    groups = f"silent {f['silent_groups']:.0%}" if f["stepped"] else "no signal"
+    off_policy = f"accept {f['acceptance']:.3f}  ess {f['ess']:.2f}"
+    texts = f"length {f['mean_length']:.0f}  cut {f['cut_off']:.0%}  {f['tokens_per_second']:.0f} tok/s"
+    return f"step {f['step']}/{last_step}  reward {f['reward']:.3f}  {groups}  {off_policy}  {texts}"
 
 
 def read(folder: str | Path) -> list[dict]:

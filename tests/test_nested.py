@@ -98,6 +98,21 @@ def test_the_accelerated_greedy_order_is_the_plain_one_for_fewer_measurements():
     assert all(measured.alone[layer] == acceptance(tuple(i == layer for i in range(20))) for layer in range(20))
 
 
+def test_the_table_of_layers_fits_a_narrow_window_and_says_how_to_read_it():
+    """Of a model of 30 layers: 80 characters a line, every layer that may go once with its two shares."""
+    order = [*range(10, 30), *range(10)]
+    measured = Measured([layer / 100 + 0.6 for layer in range(30)], order, [1 - i / 100 for i in range(30)])
+    text = measured.table(9)
+    assert max(map(len, text.splitlines())) <= 92
+    rows = [line.split() for line in text.splitlines()]
+    valid = order[: len(measured.valid_layers(9))]
+    layers, alone, together = ([x for r in rows if r[: len(n)] == n for x in r[len(n) :]] for n in
+                               (["layer"], ["accepted", "without", "it"], ["and", "all", "before"]))  # fmt: skip
+    assert layers == [str(layer) for layer in valid] and len(alone) == len(together) == len(valid)
+    assert alone[0] == "0.70" and together[:2] == ["1.00", "0.99"]
+    assert f"Each batch skips 9 of these {len(valid)} layers" in text and f"The other {30 - len(valid)} stay" in text
+
+
 @pytest.mark.parametrize(("n_skipped", "n_valid"), [(9, 12), (6, 10), (3, 10), (1, 28), (2, 15), (28, 28), (29, 29)])
 def test_as_few_layers_are_valid_as_allow_a_hundred_masks(n_skipped, n_valid):
     """More would be worse ones. Two of the thirty are ruinous alone: they are taken only if so many are asked for."""

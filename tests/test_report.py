@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import report
-from support.log import METRICS
+from support.log import METRICS, readable
 
 BATCH = {"reward": 0.5, "acceptance": 0.8, "ess": 0.4, "silent_groups": 0.25, "cut_off": 0.0}
 
@@ -37,6 +37,32 @@ RUN = [
 
 def write(folder, rows) -> None:
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+def test_a_folder_of_runs_is_listed_a_line_each(tmp_path, capsys):
+    """`report.py runs` is what one types first; the errno of a missing metrics.jsonl said nothing."""
+    for name, rows in (("one", RUN), ("two", RUN[:1])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    (tmp_path / "three").mkdir()
+    (tmp_path / "three" / "metrics.jsonl").write_text("{}\n")
+    assert report.main([str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [str(tmp_path / name) for name in ("one", "three", "two")]
+    assert (
+        "step 4, sampled 40.0% to 65.0%" in lines[0] and "not the metrics of a run" in lines[1] and "step 0" in lines[2]
+    )
+
+
+def test_a_line_of_the_terminal_has_a_hundred_characters_at_most():
+    """It stands in a window of a laptop, with 1,000 steps and numbers of their full width."""
+    wide = dict.fromkeys(METRICS) | BATCH | {"phase": "reinforce", "step": 1000, "stepped": True, "silent_groups": 0.99}
+    wide |= {"acceptance": 0.9, "ess": 0.5, "mean_length": 1024.0, "cut_off": 1.0, "tokens_per_second": 12345.6}
+    for row in (wide, wide | {"stepped": False, "silent_groups": 1.0}):
+        assert len(readable(row, 1000)) <= 100
+    assert "no signal" in readable(wide | {"stepped": False}, 1000)
+    accuracies = {key: 0.999 for key in METRICS if "accuracy" in key}
+    assert len(readable(dict.fromkeys(METRICS) | accuracies | {"phase": "evaluate", "step": 1000}, 1000)) <= 100
 
 
 def test_the_table_says_before_and_after_nested_and_full_first_and_last():

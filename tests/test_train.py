@@ -795,7 +795,7 @@ def test_a_terminal_that_is_gone_loses_no_boundary(run, easy_reward, monkeypatch
 
     def write(line):
         written.append(line)
-        if len(written) == 3:
+        if len(written) == 6:  # what runs, that it is evaluated, how, that it is measured, the layers, step 1
             raise BrokenPipeError(32, "Broken pipe")
         original(line)
 
