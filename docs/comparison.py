@@ -11,22 +11,32 @@ resampled over the problems, both arms alike. It does not know how other seeds w
 """
 
 import argparse
+import importlib.util
 import json
 import statistics
+import sys
 from pathlib import Path
 
 import numpy as np
 
 from report import reinforced
-from support.log import read
+from support.log import complain, read
 
 
 def by_problem(folder: Path) -> dict[str, float]:
-    """The share of each problem's samples that is correct."""
-    samples: dict[str, list[float]] = {}
-    for line in (folder / "generated.jsonl").read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        samples.setdefault(record["question"], []).append(record["correct"])
+    """The share of each problem's samples that is correct. ValueError or FileNotFoundError that names the file."""
+    path, samples = folder / "generated.jsonl", {}
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file; write it: evaluate.py --model {folder}/checkpoint --dataset NAME --samples 8 "
+            f"--out {path}"
+        )
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            samples.setdefault(record["question"], []).append(bool(record["correct"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not what evaluate.py writes ({error!r})") from None
     return {question: statistics.mean(correct) for question, correct in samples.items()}
 
 
@@ -64,18 +74,26 @@ def cost(row: dict) -> float:
     return sum(row[f"seconds_{part}"] or 0.0 for part in ("sample", "score", "update"))
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", required=True)
+    parser.add_argument("--out", required=True, help="folder for comparison.svg")
     parser.add_argument("arms", nargs="+", metavar="NAME=RUN,RUN")
-    a = parser.parse_args()
+    a = parser.parse_args(arguments)
     folders = {name: [Path(f) for f in runs.split(",")] for name, _, runs in (arm.partition("=") for arm in a.arms)}
-    arms = {name: [read(folder) for folder in runs] for name, runs in folders.items()}
+    try:
+        arms = {name: [read(folder) for folder in runs] for name, runs in folders.items()}
+        shares = {name: [by_problem(folder) for folder in runs] for name, runs in folders.items()}
+        asked = {frozenset(seed) for seeds in shares.values() for seed in seeds}
+        if len(asked) > 1 or asked == {frozenset()}:
+            raise ValueError("the runs' generated.jsonl are not of the same problems; evaluate all on one split")
+        Path(a.out).mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as error:
+        return complain(error)
     print("| arm | accuracy, 8 samples | against the first | seconds | tokens | reward | acceptance | ESS | signal |")
     print("|---|---|---|---|---|---|---|---|---|")
     reference = None
     for name, runs in arms.items():
-        seeds = [by_problem(folder) for folder in folders[name]]
+        seeds = shares[name]
         questions = sorted(seeds[0])
         accuracy = np.array([statistics.mean(seed[question] for seed in seeds) for question in questions])
         reference = accuracy if reference is None else reference
@@ -92,8 +110,12 @@ def main() -> None:
             + " | ".join(f"{mean:.3f}" for mean in means)
             + f" | {signal:.0%} |"
         )
+    if importlib.util.find_spec("matplotlib") is None:
+        print("comparison.svg needs matplotlib, which is not here", file=sys.stderr)
+        return 0
     draw(arms, Path(a.out) / "comparison.svg")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -135,7 +135,7 @@ def draw(rows: list[dict], path: Path) -> None:
             if key == "acceptance":
                 axis.plot(ratios, least, linestyle=":", color=line.get_color())
         axis.set_xlabel("skip ratio")
-        axis.set_ylabel(f"{key} of the nested model" + ", dotted: of the worst mask" * (key == "acceptance"))
+        axis.set_ylabel(f"{key} of the nested model" + "\n(dotted: of the worst mask)" * (key == "acceptance"))
         axis.set_ylim(bottom=0)
     axes[0].legend(fontsize=7)
     figure.tight_layout()

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 import report
+from docs import comparison
 from support.log import METRICS, readable
 
 BATCH = {"reward": 0.5, "acceptance": 0.8, "ess": 0.4, "silent_groups": 0.25, "cut_off": 0.0}
@@ -149,3 +150,58 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path, capsys, content):
     assert report.main([str(tmp_path)]) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ") and "metrics.jsonl" in error and "\n" not in error
+
+
+# docs/comparison.py: several runs side by side
+
+
+@pytest.fixture
+def two_runs(tmp_path):
+    """Two arms of one run each, as train.py and evaluate.py leave them."""
+    for name, right in (("full", (True, False)), ("nested", (True, True))):
+        folder = tmp_path / name
+        folder.mkdir()
+        rows = [each | {"acceptance": 0.9, "tokens": 8} if each["phase"] == "reinforce" else each for each in RUN]
+        write(folder, rows)
+        records = [{"question": f"{i}?", "correct": correct} for i, correct in enumerate(right)]
+        (folder / "generated.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return ["--out", str(tmp_path / "new" / "folder"), f"full={tmp_path}/full", f"nested={tmp_path}/nested"]
+
+
+def test_a_comparison_has_a_row_for_each_arm_and_a_picture(two_runs, tmp_path, capsys):
+    """One of two problems right against two: 50 points, of two problems anything from 0 to 100."""
+    pytest.importorskip("matplotlib", reason="draws the picture")
+    assert comparison.main(two_runs) == 0
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert rows[0].startswith("| full | 50.0 % (50.0) | – |")
+    assert rows[1].startswith("| nested | 100.0 % (100.0) | +50.0 (+0.0 … +100.0) |")
+    assert (tmp_path / "new" / "folder" / "comparison.svg").is_file()
+
+
+def test_a_comparison_without_matplotlib_is_a_table(two_runs, monkeypatch, capsys):
+    """And says what the picture needs, when there is nothing left to lose."""
+    monkeypatch.setattr(comparison.importlib.util, "find_spec", lambda name: None)
+    assert comparison.main(two_runs) == 0
+    printed = capsys.readouterr()
+    assert printed.out.count("\n") == 4 and "needs matplotlib" in printed.err
+
+
+@pytest.mark.parametrize(
+    "spoil, said",
+    [
+        (
+            lambda folder: (folder / "generated.jsonl").unlink(),
+            "generated.jsonl: no such file; write it: evaluate.py",
+        ),
+        (lambda folder: (folder / "generated.jsonl").write_text("{}"), "generated.jsonl: not what evaluate.py writes"),
+        (lambda folder: (folder / "generated.jsonl").write_text(""), "not of the same problems"),
+        (lambda folder: (folder / "metrics.jsonl").unlink(), "metrics.jsonl"),
+        (lambda folder: (folder.parent / "new").write_text("a file"), "new"),
+    ],
+)
+def test_a_comparison_of_what_is_not_there_is_one_line_before_any_work(two_runs, tmp_path, capsys, spoil, said):
+    """A run that was not evaluated yet, a folder that is mistyped."""
+    spoil(tmp_path / "nested")
+    assert comparison.main(two_runs) in (1, 2)
+    printed = capsys.readouterr()
+    assert printed.out == "" and said in printed.err and printed.err.count("\n") == 1
