@@ -9,7 +9,7 @@ Departures from transformers: no dropout; no attention mask argument (a row is p
 attention never looks, or on the left in a cache that knows by how much); norms and rotary tables are computed in
 float32 *or better*, so that a float64 model is float64 throughout.
 
-    B batch rows   T new tokens   S tokens attended to   C hidden_size   V vocab_size   L num_hidden_layers
+    B batch rows   T new tokens   S key columns   C hidden_size   V vocab_size   L num_hidden_layers
     H num_attention_heads   K num_key_value_heads   D head_dim
 """
 

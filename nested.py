@@ -3,7 +3,7 @@
 Everything that needs a model and exists because layers are skipped. A mask itself needs none (skip.py, D1-D3); here
 the valid layers of D2 are measured, and D3's identity gives way to a `Bypass`. docs/method.md has reasons and sources.
 
-    measure, Nested          all that is measured, a function of the weights alone
+    measure, Nested          all that is measured; it depends on the weights and the arguments alone
     Bypass, fit_bypass       what a skipped block adds to its input, in closed form
     Measured, order_layers   the order in which layers can be left out, by the acceptance Σ min(π, η)
     most_layers              how many, on masks drawn as training draws them
@@ -33,22 +33,22 @@ from support.pretrained import write_safetensors
 
 PROBE = 8  # problems that the layers are measured on
 FIT = 64  # other problems, that a bypass is fitted on
-LOOK = 64  # tokens of a completion that are looked at for either
+LOOK = 64  # tokens of each completion that are used, at most
 RIDGE = 0.01  # of the mean square of what a bypass is fitted on
 MASKS = 100  # different ones that a measured set of valid layers allows, at least
-LOST = 0.5  # a layer that loses this share of the acceptance is not skipped unless so many are asked for
+KEPT = 0.5  # layers that alone keep less of the acceptance are skipped only if so many are asked for
 DRAWN = 10  # masks on which the number of layers is measured
-WANTED = 0.95  # their mean acceptance, at least
+WANTED = 0.95  # the lowest mean acceptance that --skip-ratio auto allows
 
 
 @dataclass
 class Nested:
     """What a model's nested models are made from, besides its `bypass`."""
 
-    step: int  # before which it was measured
+    step: int  # measured just before this step
     n_skipped: int  # layers that a mask skips
     layers: "Measured | None"  # None: the valid layers are given
-    of: str  # the `stamp` of what it was measured on, if it is kept beside a checkpoint
+    of: str  # the `stamp` of what it was measured on; empty if it is not cached
 
 
 @torch.no_grad()
@@ -64,7 +64,7 @@ def measure(
 ) -> tuple[int, "Measured | None"]:
     """Fits the model's bypass, orders its layers, and chooses how many to skip; all on its own completions.
 
-    prompts: PROBE for the acceptance and FIT others for the bypass; fewer where there are not so many.
+    prompts: the first PROBE measure the acceptance, the last FIT fit the bypass; with fewer than both, they overlap.
     bypass: as --bypass.  valid: the valid layers, None to measure them.  n_skipped: layers to skip, None to measure it.
     -> layers to skip, and the measured layers. Depends on weights and arguments alone, on nothing measured before.
     """
@@ -93,7 +93,7 @@ def measure(
 
 @dataclass
 class Bypass:
-    """What skipped blocks add in place of their update: a low-rank matrix times their normalised input, and a vector.
+    """What is added instead of a skipped block's update: a low-rank matrix times its normalised input, and a vector.
 
     The first position has a vector alone: the attention of all others comes to rest on it, and its states are unlike
     theirs (Xiao et al., 2023; Sun et al., 2024). Rank R costs 2·R·C multiplications a token, a block about 12·C².
@@ -167,15 +167,15 @@ class Measured:
     together: list[float]
 
     def valid_layers(self, n_skipped: int) -> list[int]:
-        """D2 by measurement: the fewest of the first layers that allow MASKS different masks, or all that may go."""
+        """D2 by measurement: the shortest beginning of `order` with MASKS masks or more, or all that may go."""
         most = max(n_skipped, self.most)
         n = next((n for n in range(n_skipped, most) if math.comb(n, n_skipped) >= MASKS), most)
         return sorted(self.order[:n])
 
     @property
     def most(self) -> int:
-        """Layers that alone can be done without; the others are skipped only if so many are asked for."""
-        return sum(kept >= LOST for kept in self.alone)
+        """How many layers keep KEPT of the acceptance when skipped alone; more are skipped only if asked for."""
+        return sum(kept >= KEPT for kept in self.alone)
 
     def table(self, n_skipped: int) -> str:
         """The valid layers for n_skipped, in the order in which they can be left out, 12 a line, and how to read it."""
@@ -190,10 +190,11 @@ class Measured:
             lines += [f"{name:19}" + "".join(f"{cell:>5}" for cell in cells) for name, cells in rows.items()]
         masks = math.comb(len(valid), n_skipped)
         lines += [
-            f"Each batch skips {n_skipped} of these {len(valid)} layers: {masks:,} masks. The other "
-            f"{len(self.order) - len(valid)} stay.",
-            "The shares are of sampled tokens that the full model would accept. Next comes the layer",
-            "that costs the least with all before it skipped too, so that one good alone may stay.",
+            f"Each batch skips {n_skipped} of these {len(valid)} layers: {masks:,} masks. "
+            f"The other {len(self.order) - len(valid)} stay.",
+            "The shares are of the nested model's tokens that the full model would accept.",
+            "Each next layer costs the least together with all before it: one that is cheap",
+            "alone may stay.",
         ]
         return "\n".join(["", *lines, ""])
 
@@ -201,8 +202,8 @@ class Measured:
 def order_layers(acceptance: Callable[[tuple[bool, ...]], float], n_layers: int) -> Measured:
     """Orders the layers by what skipping them does: acceptance maps a mask to the acceptance under it.
 
-    Greedy: next comes the layer whose loss, with all before it skipped as well, is the least; for what is harmless
-    alone may not be together.  A loss is measured again only when it seems the least: losses grow as more is skipped,
+    Greedy: next comes the layer whose loss, with all before it skipped as well, is the least; two that are harmless
+    alone may hurt together.  A loss is measured again only when it seems the least: losses grow as more is skipped,
     nearly always, which spares most of the L²/2 measurements (Minoux's accelerated greedy algorithm, 1978).
     """
 
@@ -245,18 +246,18 @@ def overlap(x: Tensor, y: Tensor, weight: Tensor, temperature: float = 1.0) -> f
 
 
 def most_layers(acceptance: Callable[[tuple[bool, ...]], float], n_layers: int, valid: list[int] | Measured) -> int:
-    """The most layers to skip of which DRAWN masks, drawn as training draws them, keep a mean acceptance of WANTED.
+    """The most layers to skip: of DRAWN masks, drawn as training draws them, the mean acceptance is at least WANTED.
 
-    valid: the valid layers, or the measured ones, which depend on how many are skipped. Of the latter no more are tried
-    than the best set, the first ones of the order, bears.
+    valid: the valid layers, or the measured ones, which depend on how many are skipped: there the search starts at the
+    longest beginning of the order that keeps WANTED.
     """
     most = len(valid) if not isinstance(valid, Measured) else min(valid.most, sum(t >= WANTED for t in valid.together))
-    for k in range(most, 0, -1):  # from above: fewer layers are drawn from a larger set, which may hold worse ones
+    for k in range(most, 0, -1):  # from above: fewer are drawn from a larger set, with worse layers
         layers = valid.valid_layers(k) if isinstance(valid, Measured) else valid
         generator, lost = torch.Generator().manual_seed(0), 0.0
         for _ in range(DRAWN):
             lost += 1 - acceptance(sample_mask(n_layers, k / n_layers, layers, generator))
-            if lost > DRAWN * (1 - WANTED):  # whatever the others keep
+            if lost > DRAWN * (1 - WANTED):  # the masks that remain cannot make up for it
                 break
         else:
             return k
@@ -267,7 +268,7 @@ def most_layers(acceptance: Callable[[tuple[bool, ...]], float], n_layers: int, 
 
 
 def stamp(model: Decoder, *facts) -> str:
-    """What a measurement depends on: all weights, their dtype, and the facts given (settings, data)."""
+    """SHA-256 of all that a measurement depends on: weights, dtype, and the facts given (settings, prompts)."""
     digest = hashlib.sha256(repr((*facts, str(model.dtype))).encode())
     for parameter in model.parameters():
         digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())

@@ -6,11 +6,11 @@ r"""The reward R of a completion (docs/method.md), and first: is the answer that
 `extract_answer` takes the text of the last marker: `#### ...`, `answer is ...`, `\boxed{...}`. A number in running text
 is no answer: without this rule a policy is paid for stopping early or for listing numbers. `canonical` then reads that
 text, and the reference, as values that can be compared with ==: a rational number, exactly; a list, tuple, interval,
-union, matrix or relation of values; of all else, the text as it is written.
+union, matrix or relation of values; everything else as text, with its spaces, braces and some capitals made one.
 
 What it leaves out:
   * No algebra and no grammar. `3 + 4`, `2^5` and `\sqrt{4}` are no numbers here, and `x+2` is not `2+x`: a right answer
-    in another form than the reference's earns nothing. --grader math-verify asks a library (support/graders.py).
+    that only algebra could match to the reference earns nothing. --grader math-verify asks a library for it.
   * Percent and currency signs are dropped: `50%` is 50. A unit counts where both sides have one: `5 m` is 5, not `5 s`.
   * That a completion without an end token is not correct and earns 0 is decided by `evaluate.score`, which sees tokens.
 
@@ -120,8 +120,8 @@ def extract_answer(completion: str) -> str | None:
     r"""Text of the last marker; None without a marker, or where the braces of a last \boxed{ do not balance within
     MAX_CHARACTERS.
 
-    Last means last to begin, which in "The answer is \boxed{42}" is the inner one. There is no falling back to an
-    earlier marker: a policy could otherwise mark a guess and then hedge.
+    The last marker is the one that begins last: in "The answer is \boxed{42}" it is the box. There is no falling back
+    to an earlier marker: a policy could otherwise mark a guess and then hedge.
     """
     last = None
     for marker in MARKER.finditer(completion):
@@ -143,7 +143,7 @@ def extract_answer(completion: str) -> str | None:
 
 
 def canonical(text: str) -> tuple[Fraction | tuple | str | None, str | None]:
-    r"""What `text` says, the same for all ways to write it that are known here, and its unit, if it has one.
+    r"""The value of `text`, one for all ways to write it that are known here, and its unit or None.
 
     A Fraction; a tuple of a kind and of such values, in order for "(1, 2)", "[0, 1)", matrices and relations, sorted
     for sets, unions, "1, 2" and "\pm 1", with its name for "x = 5"; a string for all else; None for what is empty or
@@ -245,7 +245,7 @@ def written(text: str) -> str:
 
 
 def collected(kind: str, values) -> tuple:
-    """The values in an order of ours, where theirs says nothing."""
+    """The values, sorted if their order means nothing."""
     return kind, *(sorted(values, key=repr) if kind.startswith(("list", "union")) else values)
 
 
@@ -262,5 +262,5 @@ def split(text: str, separators: set[str]) -> tuple[list[str], list[str]]:
 
 
 def depths(text: str) -> list[int]:
-    """In how many brackets each token stands, one that opens among them, one that closes no more."""
+    """The depth of brackets after each token: one that opens counts itself, one that closes does not."""
     return list(accumulate((token in OPENING) - (token in CLOSING) for token in TOKEN.findall(text)))

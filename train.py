@@ -7,8 +7,8 @@ model along a policy gradient that is corrected for having been sampled elsewher
 directly under it, `update`. `warm_up` is supervised learning on worked solutions, before it. Then comes the run: its
 state, what it measures on the way, how it begins and how it ends.
 
-Every random number is a function of (seed, step) alone. So a checkpoint holds the weights, AdamW's moments, what nested
-models are made from, and how far the run has come (`Run.state`); `--resume` goes on as if it had never stopped.
+Every random number is a function of (seed, step), or fixed. So a checkpoint holds the weights, AdamW's moments, what
+nested models are made from, and how far the run has come (`Run.state`); `--resume` goes on as if it had never stopped.
 """
 
 import math
@@ -112,7 +112,7 @@ def update(
         prompts, tokens, mask = [rollout.prompts[row] for row in rows], rollout.tokens[rows], rollout.mask[rows]
         with torch.set_grad_enabled(has_signal):
             logprobs, entropy[rows] = completion_logprobs(model, prompts, tokens, mask, s.temperature)  # log π, (n, T)
-        log_rho[rows] = finite("the model's log-probabilities are", log_ratio(logprobs, rollout.logprobs[rows], mask))
+        log_rho[rows] = finite("the log-ratios are", log_ratio(logprobs, rollout.logprobs[rows], mask))
         if has_signal:
             w = gradient_weights(s.gradient, log_rho[rows], mask, s.truncation, s.retrace_lambda)  # (n, T)
             loss = finite("the loss is", policy_loss(logprobs, w, advantages[rows], mask, z))
@@ -160,7 +160,7 @@ def warm_up(run: "Run") -> None:
 
 
 def draw_problems(problems: list[data.Problem], size: int, step: int, seed: int) -> list[data.Problem]:
-    """The problems of step 1, 2, …: the data set in a new order each epoch; a function of the seed and the step."""
+    """The problems of one step, counted from 1. Each epoch has the data set in a new order, fixed by seed and epoch."""
     n, draws = len(problems), range((step - 1) * size, step * size)
     orders = {epoch: np.random.default_rng([seed, epoch]).permutation(n) for epoch in {i // n for i in draws}}
     return [problems[orders[i // n][i % n]] for i in draws]
@@ -227,13 +227,13 @@ class Run:
         return step % self.settings.eval_every == 0 or step == self.settings.steps
 
     def advance(self, step: int, figures: dict, samples: list[dict]) -> None:
-        """Makes a boundary of the step that the weights have just taken; to be called inside `uninterrupted`."""
+        """Completes a step: counts it and writes its line of metrics. To be called inside `uninterrupted`."""
         self.whole = False
         self.step = step
         line = self.log.write(self.phase, step, self.last_step(), figures, samples)
         self.whole = True
         if self.phase == "reinforce" or step % 20 == 0 or step in (1, self.last_step()):
-            tqdm.write(line)  # a terminal that is gone undoes nothing
+            tqdm.write(line)  # after the boundary: a closed terminal undoes nothing
 
     def skip_mask(self, step: int) -> tuple[bool, ...]:  # SKIP
         """D3: the mask of a step. Before step 1, N + 1, 2N + 1, … (--measure-every) nested models are measured."""
@@ -243,7 +243,7 @@ class Run:
             measure_nested(self, due)
         n_skipped = self.nested.n_skipped if self.nested else round(s.skip_ratio * n_layers)
         valid = self.nested.layers.valid_layers(n_skipped) if self.nested and self.nested.layers else self.valid or []
-        generator = torch.Generator().manual_seed((s.seed * 1_000_003 + step) % 2**32)  # it reads 32 bits
+        generator = torch.Generator().manual_seed((s.seed * 1_000_003 + step) % 2**32)  # a generator takes 32 bits
         return sample_mask(n_layers, n_skipped / n_layers, valid, generator)
 
     def state(self) -> dict:
@@ -251,7 +251,9 @@ class Run:
         return {
             **{"format": FORMAT, "phase": self.phase, "step": self.step, "sizes": self.log.sizes},
             **{"threads": torch.get_num_threads(), "date": self.tokenizer.now.isoformat()},
-            "problems": zlib.crc32(repr((self.train, self.tests)).encode()),  # the steps draw them by number
+            "problems": zlib.crc32(
+                repr((self.train, self.tests)).encode()
+            ),  # steps draw problems by number: the list must be the same
         }
 
     def save(self) -> None:
@@ -297,7 +299,7 @@ def at_boundary(run: Run) -> None:
         everywhere = step in (0, s.steps)  # on arith's wordings as well
         splits = {name: some[: s.eval_problems] for name, some in run.tests.items() if everywhere or name != "wordings"}
         if step == 0:
-            tqdm.write(f"evaluating {' and '.join(splits)} before the first step: greedy, and sampled as in training")
+            tqdm.write(f"evaluating before the first step, greedy and sampled: {', '.join(splits)}")
         with run.log.phase("evaluate"):
             figures, records = evaluate_splits(
                 run.model, run.tokenizer, splits, s.max_new_tokens, s.temperature, s.prompts * s.samples, run.grade
@@ -330,8 +332,8 @@ def describe(rollout: Rollout, rewards: Tensor, advantages: Tensor, seconds: flo
 
 
 def measure_nested(run: Run, step: int) -> None:  # SKIP
-    """Measures what nested models are made from, on a few problems of the train split, and prints it. What the weights
-    of --model themselves give is kept in its folder, and taken from there if it is there."""
+    """Measures the nested models on a few train problems and prints the result. For the weights of --model, before any
+    step, it is cached in that folder, and the next run reads it from there."""
     s, n = run.settings, min(nested.PROBE + nested.FIT, len(run.train))
     prompts = [run.tokenizer.encode_prompt(p.question) for p in draw_problems(run.train, n, step=1, seed=0)]
     n_skipped = None if s.skip_ratio == "auto" else round(s.skip_ratio * run.model.config.num_hidden_layers)
@@ -340,7 +342,7 @@ def measure_nested(run: Run, step: int) -> None:  # SKIP
     if s.model and step == 1 and not s.warmup_epochs:
         kept = find_checkpoint(s.model) / "nested" / "measured.safetensors"
     if step == 1:
-        tqdm.write(f"measuring nested models on {n} problems: what stands in for a layer, and which may go")
+        tqdm.write(f"measuring nested models on {n} problems: which layers may go (bypass: {s.bypass})")
     with run.log.phase("measure"):
         stamp = nested.stamp(run.model, prompts, *options) if kept else ""
         bypass, found = None, None
@@ -402,7 +404,7 @@ def load_run(s: Settings, train: list, tests: dict, out: Path, checkpoint_or_nam
 
 
 def restored(s: Settings, train: list, tests: dict, out: Path, saved: list[Path]) -> Run:
-    """A run as its newest whole checkpoint has it. The first error, if none can be gone on from."""
+    """The run as its newest whole checkpoint left it. If there is none, raises the error of the newest."""
     errors = []
     for folder in saved:
         try:
@@ -443,7 +445,7 @@ def load_problems(s: Settings) -> tuple[list[data.Problem], dict[str, list[data.
     else:
         splits = {split: data.load(s.dataset, split, s.data_dir or None) for split in data.splits(s.dataset)}
         train = splits.pop("train")
-    if s.eval_split == "valid":  # what choices are made with is neither trained on nor the test split
+    if s.eval_split == "valid":  # neither trained on nor part of the test split
         splits = {"valid": data.load(s.dataset, "valid", s.data_dir or None)}
         train = train[: -len(splits["valid"])]
     unsolved = sum(not problem.rationale for problem in train)
@@ -478,7 +480,7 @@ def main(arguments: list[str] | None = None) -> int:
     with terminable():
         try:
             status, hopeful = work(run)
-        except (OSError, KeyboardInterrupt) as error:  # no place for the last checkpoint either; a second Ctrl-C
+        except (OSError, KeyboardInterrupt) as error:  # the last checkpoint could not be written, or Ctrl-C came twice
             status, hopeful = complain(error), True
         finally:
             run.lock.release()
@@ -487,7 +489,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"checkpoint: {run.log.folder / 'checkpoint'} (after {saved})" if saved else "checkpoint: none")
         if status and hopeful:
             print(f"go on with: python train.py --out {shlex.quote(str(run.log.folder))} --resume", flush=True)
-    return 1 if status == 2 else status  # what the user gave has long been read
+    return 1 if status == 2 else status  # 2 is for what the user gave, which set_up has checked
 
 
 def work(run: Run) -> tuple[int, bool]:
@@ -500,14 +502,15 @@ def work(run: Run) -> tuple[int, bool]:
         reinforce(run)
         print_report(run.log.folder)
         return 0, True
-    except (FloatingPointError, OverflowError) as error:  # the last boundary led to it
+    except (FloatingPointError, OverflowError) as error:  # the last boundary would lead to it again: not saved
         return complain(error), False
     except BaseException as error:
         if run.whole and run.optimizer.whole and run.optimizer.finite():
             run.save()
         phase = run.log.phase_now or "set-up"
         lower = LESS_MEMORY.get(phase, "the size of the model")
-        advice = f"lower {lower}, in another run, which --model may begin from the checkpoint (phase: {phase})"
+        weights = f"--model {run.log.folder / 'checkpoint'} to keep the weights"
+        advice = f"lower {lower}, in a new run, with {weights} (phase: {phase})"
         return complain(error, advice), True
 
 

@@ -6,8 +6,8 @@
 
 A question is called question or problem; what stands before it (CONTEXT) is put in front. An answer is the answer
 alone, a number or text, called answer or final_answer; without one, it is what the solution marks, \\boxed{…} or ####.
-A solution is needed by a warm-up only. To train on, one question in ten is held back for the test split, by a
-checksum, so that the split stays the same when the file grows and a question that comes twice is on one side.
+A solution is needed by a warm-up only. A checksum of the question puts one in ten into the test split: it stays the
+same when the file grows, and a question that comes twice is on one side.
 """
 
 import os
@@ -39,8 +39,8 @@ def load(path: str | Path, split: str) -> list[Problem]:
     chosen = [problem for problem in problems if split in ("all", split_of(problem.question))]
     if not chosen:
         raise ValueError(
-            f"{path}: {len(problems)} problems, none in the {split} split, which one question in ten falls to by a "
-            "checksum; expected more of them"
+            f"{path}: {len(problems)} problems, none in the {split} split (a checksum puts one in ten into test); "
+            "expected more of them"
         )
     return chosen
 

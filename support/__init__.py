@@ -1,1 +1,1 @@
-"""What any training program needs, and a reader of the method may trust unread."""
+"""What any training program needs. Skip it on a first reading."""

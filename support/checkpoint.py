@@ -1,8 +1,8 @@
 """Checkpoints that are whole or not there, and the moments at which a run must not be stopped.
 
 DIR/checkpoint/             the last one: a Hugging Face folder (config.json, model.safetensors, the tokenizer)
-    nested/                 what nested models are made from, if that was measured (nested.py)
-    training/               optimizer.safetensors and state.json: what else a resume needs
+    training/               optimizer.safetensors, state.json and, if measured, nested.safetensors: for --resume
+    nested/                 cache: what a later run with --model on this folder measured
 DIR/checkpoint-STEP/        older ones, as many as --keep says
 """
 
@@ -41,14 +41,16 @@ def save(folder: Path, write: Callable[[Path], None], optimizer: Optimizer, stat
             write(partial)
             write_safetensors(optimizer.state(), partial / "training" / "optimizer.safetensors")
             (partial / "training" / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
-            sync([*folder.glob("*.jsonl"), *partial.rglob("*"), partial])  # its state counts their bytes
+            sync([*folder.glob("*.jsonl"), *partial.rglob("*"), partial])  # state.json counts their bytes
             if newest.exists():
                 shutil.rmtree(aside, ignore_errors=True)
                 os.replace(newest, aside)
             os.replace(partial, newest)
             sync([folder])
             older = name_of(aside)
-            if older and older != name_of(newest) and not (folder / older).exists():  # else the step's evaluation
+            if (
+                older and older != name_of(newest) and not (folder / older).exists()
+            ):  # the same step again, after its evaluation: one copy is enough
                 os.replace(aside, folder / older)
             shutil.rmtree(aside, ignore_errors=True)
             for old in older_checkpoints(folder)[keep - 1 :]:
@@ -58,7 +60,7 @@ def save(folder: Path, write: Callable[[Path], None], optimizer: Optimizer, stat
 
 
 def sync(paths: list[Path]) -> None:
-    """Waits until files and folders are on the disk, where the system can tell."""
+    """Waits until files and folders are on the disk, if the system supports it."""
     for path in paths:
         with suppress(OSError):
             handle = os.open(path, os.O_RDONLY)
@@ -108,19 +110,19 @@ def older_checkpoints(folder: Path) -> list[Path]:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """DIR/checkpoint, the one that was just giving way to it when the run was killed, and the older ones."""
+    """DIR/checkpoint, then DIR/checkpoint.before (left by a kill during a save), then the older ones."""
     newest = [path for path in (folder / "checkpoint", folder / "checkpoint.before") if path.is_dir()]
     return [*newest, *older_checkpoints(folder)]
 
 
 def refuse_a_run(folder: Path) -> None:
-    """FileExistsError where a run has been."""
+    """Raises FileExistsError if the folder already holds a run."""
     if (folder / "metrics.jsonl").exists() or (folder / "checkpoint").exists():
         raise FileExistsError(f"--out {folder} already holds a run; name another folder, or go on with it (--resume)")
 
 
 def claim_new(folder: Path, any_name: bool) -> tuple[Path, FileLock]:
-    """The folder, for a new run alone, and its lock; with any_name, another of a similar name if it is taken."""
+    """Locks the folder for a new run; with any_name tries name_2, name_3, … if it is taken. -> the folder, its lock."""
     for n in count(2):
         try:
             lock = claim(folder)
@@ -156,7 +158,7 @@ class Terminated(KeyboardInterrupt):
 
 
 def heeded() -> list[int]:
-    """Those of SIGNALS that are not ignored, as nohup has it of SIGHUP, and a shell's background job of SIGINT."""
+    """The SIGNALS that this process does not ignore (nohup ignores SIGHUP, a background job SIGINT)."""
     return [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
 

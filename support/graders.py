@@ -27,13 +27,15 @@ def by_rules(completion: str, problem: Problem) -> bool:
 
 
 class MathVerify:
-    """The grader of --grader math-verify: reward.py's and, of references that are no numbers, symbolic equality too.
+    """The grader of --grader math-verify: reward.py's rules first; if they say no and the reference is no number, the
+    library checks for symbolic equality.
 
-    A number has to be worked out: 3 + 4 is no answer where 7 is asked for. So has a formula: what the question holds
-    already is not asked about. And the two have to be `alike`.
+    It is not asked about numbers (3 + 4 is no answer where 7 is wanted), about a formula that stands in the problem, or
+    about texts that are not `alike`.
 
-    The library works in a process of its own. One that has not answered in `limit_s` seconds is killed, which counts as
-    no, and the next question starts another (a second or two). Raises ValueError where math-verify does not run.
+    The library works in a process of its own. One that has not answered in `limit_s` seconds is killed: the answer
+    counts as wrong, and the next comparison starts another (a second or two). Raises ValueError where math-verify does
+    not run.
     """
 
     def __init__(self, limit_s: float = 3.0):
@@ -92,7 +94,7 @@ class MathVerify:
 
 
 def alike(given: str, answer: str) -> bool:
-    """Whether only algebra can tell if two formulas are equal, for they are of one shape and spelling.
+    """Whether the two texts have one shape and spelling, so that only algebra can tell if they are equal.
 
     math-verify would take (2, 1) for "1, 2", 1010_3 for 1010_2, the last side of 8 = x + 1 for the answer, 3:30 a.m.
     for 3:30 p.m., and n/2 for N/2.
@@ -144,7 +146,7 @@ def answer_questions() -> None:
     for line in sys.stdin:
         limit_s, *texts = json.loads(line)
         if hasattr(signal, "alarm"):
-            signal.alarm(int(limit_s) + 2)  # ends it where nobody is left to do it
+            signal.alarm(int(limit_s) + 2)  # ends this process if the one that asked is gone
         given, answer = (math_verify.parse(f"\\boxed{{{text}}}", parsing_timeout=None) for text in texts)
         equal = math_verify.verify(answer, given, float_rounding=12, timeout_seconds=None)
         if hasattr(signal, "alarm"):

@@ -41,7 +41,7 @@ class Log:
         self.seconds[f"seconds_{name}"] = self.seconds.get(f"seconds_{name}", 0.0) + time.perf_counter() - start
 
     def write(self, phase: str, step: int, last_step: int, figures: dict, samples: list[dict]) -> str:
-        """A line of metrics.jsonl, after the samples, into samples.jsonl. Returns the line for the terminal."""
+        """Adds the samples to samples.jsonl, then a line to metrics.jsonl. Returns the line for the terminal."""
         figures = figures | self.seconds
         unknown = figures.keys() - set(METRICS)
         assert not unknown, f"not among METRICS: {unknown}"

@@ -1,4 +1,4 @@
-"""The weights as AdamW needs them, in float32, and as a CPU multiplies with them fastest, in oneDNN's layout."""
+"""AdamW on float32 master weights; and a twin of the model in oneDNN's layout, for fast sampling on a CPU."""
 
 import copy
 import math
@@ -10,7 +10,7 @@ from model import Decoder
 
 
 class Optimizer:
-    """AdamW on float32 weights; the model's own, of whatever dtype, are rounded from them after each step.
+    """AdamW on float32 copies of the weights, the masters; after each step the model's own are rounded from them.
 
     In bfloat16 an update of 1e-6 would round to nothing (8 bits of mantissa); here it adds up until it shows. Gradients
     of micro-batches are added up in float32 as well. A float32 model is its own master, without a copy.
@@ -24,7 +24,7 @@ class Optimizer:
         self.whole = True  # False while a step is taken: half of one is no state to save
 
     def collect_gradients(self) -> None:
-        """To be called after each backward pass."""
+        """Adds the gradients to the masters', in float32. To be called after each backward pass."""
         for master, working in zip(self.masters, self.working, strict=True):
             if master is not working and working.grad is not None:
                 gradient = working.grad.float()
@@ -75,7 +75,7 @@ class Optimizer:
 
 def packed(model: Decoder, rows: int) -> Decoder:
     """A model that samples faster, about `rows` rows at a time: the same numbers from the same weights, but each matrix
-    is held once more in oneDNN's own layout, into which every product would have to bring it again.
+    is held once more in oneDNN's own layout, so that no product has to convert it again.
 
     For bfloat16 on a CPU; elsewhere it is the model itself. Without a gradient, and good until the weights change.
     """

@@ -57,7 +57,7 @@ class Settings:
 
     skip_ratio: float | str = option(  # SKIP
         0.3,
-        "share of all layers that a batch is sampled without, 0 to 1; auto: the most whose mean acceptance is 0.95",
+        "share of all layers to skip, 0 to 1; auto: the most that keep a mean acceptance of at least 0.95",
         high=1,
     )
     valid_layers: str = option(  # SKIP
@@ -65,16 +65,18 @@ class Settings:
     )
     bypass: str | None = option(  # SKIP
         None,
-        "what a skipped layer becomes: the low-rank matrix or the mean closest to it, or the identity (default: "
-        "linear; for the embedded model, which was trained to do without, identity)",
+        "what a skipped layer becomes: linear (a low-rank fit), mean (its mean update), identity (nothing) (default: "
+        "linear; for the embedded model, which was trained to do without layers, identity)",
         ("linear", "mean", "identity"),
     )
     measure_every: int = option(50, "steps between measurements of nested models", low=1)  # SKIP
 
-    gradient: str = option("is", "weight of each token, the correction for sampling elsewhere", tuple(WEIGHTS))
-    cap: float | None = option(
-        None, "C, at which the importance weights, the kinds is…, are truncated; 0: not at all (default: 2)"
+    gradient: str = option(
+        "is",
+        "how the gradient of each token is weighted, to correct for sampling from the nested model",
+        tuple(WEIGHTS),
     )
+    cap: float | None = option(None, "C, the cap of the weights is and is-sequence; 0: no cap (default: 2)")
     retrace_lambda: float = option(1.0, "λ of the retrace kinds, 0 to 1", high=1)
     advantage: str = option("grpo", "baseline of a group's rewards", ("grpo", "mean", "rloo"))
     normaliser: str = option("tokens", "Z of the loss: tokens or completions of the batch, or a number")
@@ -102,7 +104,7 @@ class Settings:
         "test", "test, or valid to make choices with: the last 100 problems of train, then not trained on",
         ("test", "valid"),
     )  # fmt: skip
-    eval_every: int = option(20, "steps between evaluations, besides before and after", low=1)
+    eval_every: int = option(20, "steps between evaluations; also before the first and after the last step", low=1)
     eval_problems: int = option(500, "problems of an evaluation at most", low=1)
     save_every: int = option(20, "steps between checkpoints, in the warm-up too; ten minutes at the latest", low=1)
     keep: int = option(2, "checkpoints to keep: the last one and, beside it, older ones", low=1)
@@ -114,7 +116,7 @@ class Settings:
     test_file: str = option("", "a file *.jsonl to test with, all of it; none: the data set's own test split")
     prompt_template: str = option("", "prompt with {question} in it; none: the checkpoint's own chat template")
     grader: str = option(
-        "rules", "who compares an answer that is no number: reward.py's rules alone, or math-verify too", GRADERS
+        "rules", "how answers that are no numbers are compared: by reward.py's rules, or by math-verify too", GRADERS
     )
 
     dtype: str = option("float32", "of the forward and backward passes; AdamW is float32", ("float32", "bfloat16"))

@@ -1,8 +1,9 @@
 """From a question to the tokens that a checkpoint expects, and from tokens back to text.
 
 Everything particular to a checkpoint comes from its folder: tokenizer.json, the special tokens and the chat template of
-tokenizer_config.json or chat_template.jinja, the ways to end of generation_config.json. A chat template is a program of
-the checkpoint's author; jinja2 renders it in a sandbox that reaches nothing outside the template.
+tokenizer_config.json or chat_template.jinja, and the end tokens, of tokenizer_config.json, generation_config.json and
+config.json. A chat template is a program of the checkpoint's author; jinja2 renders it in a sandbox that reaches
+nothing outside the template.
 """
 
 import json
@@ -114,7 +115,7 @@ class Tokenizer:
             raise ValueError(f"{place}: the chat template is broken ({error})") from None
 
     def _ways_to_end(self) -> list[int]:
-        """The token of tokenizer_config.json first, which ends a turn, then the lists of the other two files."""
+        """The eos_token of tokenizer_config.json first, then eos_token_id of generation_config.json and config.json."""
         ids = [self.tokenizer.token_to_id(self.special_tokens.get("eos_token", ""))]
         for name in ("generation_config.json", "config.json"):
             listed = self._read(name).get("eos_token_id")

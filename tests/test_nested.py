@@ -103,7 +103,7 @@ def test_the_table_of_layers_fits_a_narrow_window_and_says_how_to_read_it():
     order = [*range(10, 30), *range(10)]
     measured = Measured([layer / 100 + 0.6 for layer in range(30)], order, [1 - i / 100 for i in range(30)])
     text = measured.table(9)
-    assert max(map(len, text.splitlines())) <= 92
+    assert max(map(len, text.splitlines())) <= 80
     rows = [line.split() for line in text.splitlines()]
     valid = order[: len(measured.valid_layers(9))]
     layers, alone, together = ([x for r in rows if r[: len(n)] == n for x in r[len(n) :]] for n in

@@ -822,7 +822,7 @@ def test_ratios_that_are_not_finite_stop_the_run(run, easy_reward, monkeypatch, 
     monkeypatch.setattr(train, "log_ratio", lambda target, behaviour, mask: torch.where(mask, wrong, 0.0))
     status, out = run("--gradient", "on-policy")
     assert status == 1 and Decoder.from_pretrained(out / "checkpoint")
-    assert "log-probabilities are not finite" in capsys.readouterr().err
+    assert "log-ratios are not finite" in capsys.readouterr().err
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_before_the_step(run, easy_reward, monkeypatch, capsys, checkpoint):
