@@ -29,7 +29,8 @@ def table(rows: list[dict]) -> str:
         known = [(row[key], row[f"{key}_se"]) for row in rows if row[key] is not None]
         if known:
             before, after = (f"{mean:.1%} ± {error:.1%}" for mean, error in (known[0], known[-1]))
-            lines.append(f"{name:28}{before:>16}{after:>16}{100 * (known[-1][0] - known[0][0]):+10.1f} points")
+            points = f"{100 * (known[-1][0] - known[0][0]):+10.1f} points"
+            lines.append(f"{name:28}{before:>16}" + (f"{after:>16}{points}" if known[1:] else f"{'–':>16}"))
     if not steps:
         return "\n".join(lines)
 
@@ -101,15 +102,9 @@ def runs_in(folder: Path) -> str:
     for metrics in sorted(folder.glob("*/metrics.jsonl")):
         try:
             rows = read(metrics.parent)
-            accuracies = [
-                row[key]
-                for key in ("test_accuracy_sampled", "valid_accuracy_sampled")
-                for row in rows
-                if row[key] is not None
-            ]
-            said = f"step {rows[-1]['step']}" + f", sampled {accuracies[0]:.1%} to {accuracies[-1]:.1%}" * bool(
-                accuracies
-            )
+            keys = ("test_accuracy_sampled", "valid_accuracy_sampled")
+            known = [f"{row[key]:.1%}" for key in keys for row in rows if row[key] is not None]
+            said = f"step {rows[-1]['step']}" + f", sampled {' to '.join([*known[:1], *known[1:][-1:]])}" * bool(known)
         except ValueError as error:
             said = str(error).removeprefix(f"{metrics}: ")
         lines.append(f"{metrics.parent}  {said}")

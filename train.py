@@ -93,7 +93,7 @@ def reinforce(run: "Run") -> None:
             warnings.warn(too_far(figures), stacklevel=1)
         at_boundary(run)
     if s.steps and not any(row["stepped"] for row in read(log.folder)):
-        print("no batch had a signal, nothing was learned: warm up first (--warmup-epochs) or skip less (--skip-ratio)")
+        print("no batch had a signal, nothing was learned: warm up (--warmup-epochs) or skip less (--skip-ratio)")
 
 
 def update(
@@ -203,20 +203,26 @@ class Run:
         lines = {
             "model": f"{s.model or 'embedded'}, {millions:,.4g} million weights, "
             f"{self.model.config.num_hidden_layers} layers",
-            "machine": f"{self.model.device}, {s.dtype}, {torch.get_num_threads()} threads",
+            "machine": f"{self.model.device}, {s.dtype}, threads: {torch.get_num_threads()}",
             "data": f"{s.dataset}, train {len(self.train):,}{tests} problems",
             "steps": f"{s.steps} of {s.prompts} × {s.samples} completions, gradient {s.gradient}, seed {s.seed}",
             "writes to": f"{self.log.folder}",
         }
-        if self.step or self.phase == "warmup":
-            lines["begins with"] = f"step {self.step + 1} of {self.last_step()} ({self.phase})"
+        if self.log.last:
+            end = self.phase == "reinforce" and self.step == s.steps
+            lines["goes on"] = (
+                "no further: it is complete; a larger --steps extends it"
+                if end
+                else (f"after step {self.step} of {self.last_step()} ({self.phase})")
+            )
         if self.tokenizer.tells_date:
             lines["prompts say"] = f"{self.tokenizer.now:%d %B %Y}, to the end of the run"
         return "\n".join(f"{name:12}{value}" for name, value in lines.items())
 
     def steps_to_go(self) -> Iterable[int]:
         """The steps of this phase that are still to be taken."""
-        return tqdm(range(self.step + 1, self.last_step() + 1), desc=self.phase, leave=False, disable=None)
+        last, bar = self.last_step(), {"desc": self.phase, "leave": False, "disable": None}
+        return tqdm(range(self.step + 1, last + 1), initial=self.step, total=last, **bar)
 
     def last_step(self) -> int:
         """The number of this phase's last step."""
@@ -433,11 +439,15 @@ def load_problems(s: Settings) -> tuple[list[data.Problem], dict[str, list[data.
     """The problems to train on, and those to test with by split."""
     if s.test_file and s.eval_split == "valid":
         raise ValueError(f"--test-file {s.test_file} with --eval-split valid; expected one of the two")
+    if s.test_file and not data.is_file(s.test_file):
+        raise ValueError(f"--test-file is {s.test_file!r}; expected a file *.jsonl or *.json")
     if s.test_file:
         splits = {"test": data.load(s.test_file, "all")}
         tested = {problem.question for problem in splits["test"]}
         train = data.load(s.dataset, "all" if data.is_file(s.dataset) else "train", s.data_dir or None)
-        train = [problem for problem in train if problem.question not in tested]
+        every, train = len(train), [problem for problem in train if problem.question not in tested]
+        if len(train) < every:
+            warnings.warn(f"{every - len(train):,} problems of --test-file are not trained on", stacklevel=1)
         if not train:
             raise ValueError(
                 f"--test-file {s.test_file}: all problems of {s.dataset} are in it, none is left to train on"
@@ -452,7 +462,7 @@ def load_problems(s: Settings) -> tuple[list[data.Problem], dict[str, list[data.
     if s.warmup_epochs and unsolved:
         raise ValueError(
             f"--warmup-epochs is {s.warmup_epochs}, but {unsolved:,} problems of {s.dataset} have no solution to learn "
-            "from; expected a 'solution' in each record, or --warmup-epochs 0"
+            "from; expected a 'solution' in each record, or --warmup-epochs 0 (of the embedded model 20 is the default)"
         )
     for split, problems in splits.items():
         if len(problems) < FEW:
@@ -515,5 +525,4 @@ def work(run: Run) -> tuple[int, bool]:
 
 
 if __name__ == "__main__":
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     sys.exit(main())

@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -92,7 +93,7 @@ def read_problems(
         print(f"{path}: {len(problems):,} problems (the published file has {expected:,})", file=sys.stderr)
     if long:
         some = ", ".join(long[:3]) + ", …" * (len(long) > 3)
-        print(f"{path}: {len(long):,} answers say more than a number and its unit: {some}", file=sys.stderr)
+        warnings.warn(f"{path}: {len(long):,} answers say more than a number and its unit: {some}", stacklevel=1)
     return problems
 
 

@@ -10,8 +10,9 @@ A solution is needed by a warm-up only. A checksum of the question puts one in t
 same when the file grows, and a question that comes twice is on one side.
 """
 
+import difflib
 import os
-import sys
+import warnings
 from pathlib import Path
 
 from data.arith import split_of
@@ -21,6 +22,7 @@ from reward import extract_answer
 
 CONTEXT = ("body", "context", "passage")
 CHOICES = ("choices", "options")
+KNOWN = (*CONTEXT, *CHOICES, "question", "problem", "answer", "final_answer", "solution")
 SUSPECT = {  # names of fields that may be a part of the problem, and are not read
     *("text", "input", "prompt", "premise", "story", "background", "description", "facts", "conditions", "hint"),
     *("table", "image", "image_1", "images", "figure", "diagram", "subquestion", "questions", "problem_statement"),
@@ -35,7 +37,8 @@ def load(path: str | Path, split: str) -> list[Problem]:
     unread = set()
     problems = read_problems(path, {}, lambda record: unread.update(suspects(record)) or to_problem(record))
     if unread:
-        print(f"{path}: not read, though it may belong to the problems: {', '.join(sorted(unread))}", file=sys.stderr)
+        names = ", ".join(sorted(unread))
+        warnings.warn(f"{path}: not read, though it may belong to the problems: {names}", stacklevel=1)
     chosen = [problem for problem in problems if split in ("all", split_of(problem.question))]
     if not chosen:
         raise ValueError(
@@ -46,7 +49,11 @@ def load(path: str | Path, split: str) -> list[Problem]:
 
 
 def suspects(record) -> list[str]:
-    return [name for name in SUSPECT if record.get(name)] if isinstance(record, dict) else []
+    """The fields that are not read and have a suspicious name, or nearly that of one which is read."""
+    if not isinstance(record, dict):
+        return []
+    unread = [name for name, value in record.items() if value and name not in KNOWN]
+    return [name for name in unread if name in SUSPECT or difflib.get_close_matches(name, KNOWN, 1, 0.8)]
 
 
 def to_problem(record: dict) -> Problem:
@@ -67,6 +74,8 @@ def to_problem(record: dict) -> Problem:
     if not isinstance(solution, str | None):
         raise ValueError(f"expected a text 'solution', got {repr(solution)[:80]}")
     answer = given.get("answer", given.get("final_answer", extract_answer(solution or "")))
+    if answer is None:
+        raise ValueError(f"expected an 'answer', got the fields {', '.join(record)}")
     if not isinstance(answer, str | int | float) or isinstance(answer, bool):
         raise ValueError(f"expected a text or a number 'answer', got {repr(answer)[:80]}")
     answer = " ".join(str(answer).split())  # a marker ends with its line

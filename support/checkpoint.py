@@ -117,6 +117,8 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def refuse_a_run(folder: Path) -> None:
     """Raises FileExistsError if the folder already holds a run."""
+    if inside := next(folder.glob("*/metrics.jsonl"), None):
+        raise FileExistsError(f"--out {folder} is a folder of runs, {inside.parent.name} among them; name one in it")
     if (folder / "metrics.jsonl").exists() or (folder / "checkpoint").exists():
         raise FileExistsError(f"--out {folder} already holds a run; name another folder, or go on with it (--resume)")
 

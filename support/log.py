@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +22,9 @@ METRICS = (
     *("full_reward", "full_mean_length", "full_tokens_per_second"),
     *("seconds_sample", "seconds_score", "seconds_update", "seconds_measure", "seconds_evaluate"),
 )
+
+
+warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
 
 
 class Log:
@@ -135,7 +139,12 @@ def complain(error: BaseException, advice: str = "take a smaller model") -> int:
         error = f"out of memory; {advice}"
     elif not isinstance(error, ValueError | OSError | FloatingPointError | OverflowError):
         raise error
-    print(f"error: {error}", file=sys.stderr)
+    if isinstance(error, BrokenPipeError):  # `| head` has seen enough
+        return 1
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+    else:
+        print(f"error: {error}", file=sys.stderr)
     theirs = ValueError | FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError | BlockingIOError
     return 2 if isinstance(error, theirs) else 1
 

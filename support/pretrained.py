@@ -187,8 +187,12 @@ def find_checkpoint(folder_or_hub_id: str | Path) -> Path:
     a download that fails.
     """
     folder, name = Path(os.path.expanduser(folder_or_hub_id)), str(folder_or_hub_id)
+    if (folder / "metrics.jsonl").is_file() and (folder / "checkpoint").is_dir():
+        raise FileNotFoundError(f"{folder} is a run, not a checkpoint; did you mean {folder / 'checkpoint'}?")
     if folder.is_dir():
         return folder
+    if folder.is_absolute() or name.startswith(".") or name.count("/") > 1:
+        raise FileNotFoundError(f"{name}: no such folder; expected one with config.json and *.safetensors, or a hub id")
     from huggingface_hub import errors, snapshot_download  # only here: a folder needs no hub
 
     try:
@@ -212,7 +216,8 @@ def find_checkpoint(folder_or_hub_id: str | Path) -> Path:
 
 
 def in_short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def read_safetensors(folder: Path, dtype: torch.dtype, device) -> dict[str, Tensor]:

@@ -111,7 +111,9 @@ class Settings:
     out: str = option("", "folder to write to; none: runs/ and the time")
 
     model: str = option("", "folder of a checkpoint, or a hub id; none: the embedded one, data/tiny")
-    dataset: str = option("arith", f"problems to train and test on: {', '.join(data.DATASETS)}, or a file *.jsonl")
+    dataset: str = option(
+        "arith", f"problems to train and test on: {', '.join(data.DATASETS)}, or a file *.jsonl, *.json"
+    )
     data_dir: str = option("", "folder with the data set's files; none: a cache, filled by a download")
     test_file: str = option("", "a file *.jsonl to test with, all of it; none: the data set's own test split")
     prompt_template: str = option("", "prompt with {question} in it; none: the checkpoint's own chat template")
@@ -206,6 +208,7 @@ def parse_strictly(
     parser: argparse.ArgumentParser, arguments: list[str] | None, gone: dict[str, str] = MappingProxyType({})
 ) -> argparse.Namespace:
     """parser.parse_args, which also says which flag was meant, or what replaces one that is gone."""
+    parser.error = lambda said: parser.exit(2, f"error: {said}\n")
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
         name = unknown[0].partition("=")[0]

@@ -287,13 +287,13 @@ def test_a_file_of_ones_own_is_split_by_its_questions(tmp_path):
     "record, expected",
     [
         ({"Question": "Two and two?", "answer": 4}, "'question' or 'problem'"),
-        ({"question": "Two and two?"}, "'answer', got None"),
+        ({"question": "Two and two?"}, "'answer', got the fields question"),
         ({"question": "Two and two?", "answer": [4, 5]}, "'answer', got \\[4, 5\\]"),
         ({"question": "Two and two?", "final_answer": ["4", "5"]}, "'answer', got \\['4', '5'\\]"),
         ({"question": "Which?", "answer": "B", "choices": ["4", "5"]}, "'choices' is not read"),
         ({"question": "Which?", "answer": "B", "options": {"A": 4}}, "'options' is not read"),
         ({"question": "How many?", "answer": 4, "context": {"text": "Tom has 4."}}, "a text before the question"),
-        ({"question": "Two and two?", "solution": "It is 4."}, "'answer', got None"),
+        ({"question": "Two and two?", "solution": "It is 4."}, "'answer', got the fields question, solution"),
         ({"question": "Two and two?", "answer": True}, "'answer', got True"),
         ({"question": "Two and two?", "answer": ""}, "the answer alone"),
         ({"question": "Two and two?", "answer": "The answer is 4"}, "the answer alone"),
@@ -323,25 +323,30 @@ def test_a_broken_record_of_ones_own_is_named_with_what_was_expected(tmp_path, r
         ({"question": "Two?", "answer": 2, "choices": [], "options": None}, "Two?", "2"),
     ],
 )
-def test_what_published_files_call_their_fields_is_read_whole(tmp_path, capsys, record, question, answer):
+def test_what_published_files_call_their_fields_is_read_whole(tmp_path, recwarn, record, question, answer):
     """A question without the sentence before it cannot be answered, and nothing would say so."""
     path = tmp_path / "own.jsonl"
     path.write_text(lines(record))
     [problem] = data.load(str(path), "all")
-    assert (problem.question, problem.answer) == (question, answer) and capsys.readouterr().err == ""
+    assert (problem.question, problem.answer) == (question, answer) and not recwarn.list
 
 
-def test_a_field_that_may_belong_to_the_problem_and_is_not_read_is_named_once(tmp_path, capsys):
-    """A table or a picture that the question speaks of."""
+def test_a_field_that_may_belong_to_the_problem_and_is_not_read_is_named_once(tmp_path):
+    """A table or a picture that the question speaks of; a field whose name is misspelt."""
     path = tmp_path / "own.jsonl"
     path.write_text(
-        lines(*({"question": "How many?", "answer": 2, "table": "a|b", "hint": "", "id": i} for i in range(3)))
+        lines(
+            *(
+                {"question": "How many?", "answer": 2, "table": "a|b", "hint": "", "bodyy": "Tom", "id": i}
+                for i in range(3)
+            )
+        )
     )
-    data.load(str(path), "all")
-    assert capsys.readouterr().err == f"{path}: not read, though it may belong to the problems: table\n"
+    with pytest.warns(UserWarning, match="own.jsonl: not read, though it may belong to the problems: bodyy, table$"):
+        data.load(str(path), "all")
 
 
-def test_answers_that_say_more_than_a_number_and_its_unit_are_counted_and_named(tmp_path, capsys):
+def test_answers_that_say_more_than_a_number_and_its_unit_are_counted_and_named(tmp_path, recwarn):
     """A completion has to say all of `5 dozen`: a file of such answers would earn next to nothing, unexplained."""
     path = tmp_path / "own.jsonl"
     plain = [
@@ -359,13 +364,13 @@ def test_answers_that_say_more_than_a_number_and_its_unit_are_counted_and_named(
         "$5 per hour",
     ]
     path.write_text(lines(*({"question": "What?", "answer": answer} for answer in plain)))
-    assert len(data.load(str(path), "all")) == len(plain) and capsys.readouterr().err == ""
+    assert len(data.load(str(path), "all")) == len(plain) and not recwarn.list
     more = ["5 dozen", "12 hours 30 minutes", "9 a.m.", "$3 million", "4 apples and 2 pears"]
     path.write_text(lines(*({"question": "What?", "answer": answer} for answer in ["9 (apples)", *more])))
-    assert len(data.load(str(path), "all")) == 6
-    assert (
-        f"{path}: 5 answers say more than a number and its unit: '5 dozen' (line 2), '12 h" in capsys.readouterr().err
-    )
+    with pytest.warns(
+        UserWarning, match=r"own.jsonl: 5 answers say more than .* unit: '5 dozen' \(line 2\), '12 hours"
+    ):
+        assert len(data.load(str(path), "all")) == 6
 
 
 def test_a_file_of_ones_own_that_is_missing_or_too_small_is_named(tmp_path):

@@ -55,6 +55,12 @@ def test_a_folder_of_runs_is_listed_a_line_each(tmp_path, capsys):
     )
 
 
+def test_a_run_that_was_evaluated_once_has_no_accuracy_after():
+    """The same figure twice, + 0.0 points, reads as a run that learned nothing."""
+    [line] = [line for line in report.table(RUN[:3]).splitlines() if line.startswith("test, greedy")]
+    assert line.split() == ["test,", "greedy", "50.0%", "±", "1.0%", "–"]
+
+
 def test_a_line_of_the_terminal_has_a_hundred_characters_at_most():
     """It stands in a window of a laptop, with 1,000 steps and numbers of their full width."""
     wide = dict.fromkeys(METRICS) | BATCH | {"phase": "reinforce", "step": 1000, "stepped": True, "silent_groups": 0.99}

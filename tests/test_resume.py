@@ -444,6 +444,22 @@ def test_runs_without_a_name_that_begin_in_one_second_get_two_folders(checkpoint
     assert all((run.log.folder / "config.json").is_file() for run in runs)
 
 
+def test_a_folder_of_runs_is_no_place_for_a_run_and_a_run_no_checkpoint(stopped, checkpoint, capsys):
+    """`--out runs` would hide the list of runs; `--model runs/x` is short of the checkpoint in it."""
+    assert train.main([*FLAGS, "--model", str(checkpoint), "--out", str(stopped.parent)]) == 2
+    assert "is a folder of runs, out among them" in capsys.readouterr().err
+    assert train.main([*FLAGS, "--model", str(stopped), "--out", str(stopped.parent / "new")]) == 2
+    assert f"did you mean {stopped / 'checkpoint'}?" in capsys.readouterr().err
+
+
+def test_a_resume_says_where_it_goes_on(stopped, capsys):
+    """And that a run is complete, which would look like nothing having happened."""
+    assert train.main(["--out", str(stopped), "--resume"]) == 0
+    assert "goes on     after step 1 of 4 (reinforce)" in capsys.readouterr().out
+    assert train.main(["--out", str(stopped), "--resume"]) == 0
+    assert "goes on     no further: it is complete" in capsys.readouterr().out
+
+
 def test_a_shared_checkpoint_can_be_read_by_a_class(stopped):
     """The umask decides, as for every other file."""
     before = os.umask(0o022)
