@@ -139,7 +139,8 @@ def extract_answer(completion: str) -> str | None:
     if not last[0].startswith("#"):
         start = BEFORE_ANSWER.match(completion, start).end()
     text = completion[start : end.start() if (end := LINE_END.search(completion, start)) else None]
-    return (text if last[0].startswith("#") else SENTENCE_END.split(text, maxsplit=1)[0]).strip()
+    text = text.strip()[: MAX_CHARACTERS + 1]  # with one more it is no answer
+    return text if last[0].startswith("#") else SENTENCE_END.split(text, maxsplit=1)[0]
 
 
 def canonical(text: str) -> tuple[Fraction | tuple | str | None, str | None]:

@@ -238,6 +238,8 @@ WRONG = [  # completion, reference, why
     ("#### 4\N{SUPERSCRIPT TWO}", "4", "digits are ASCII"),
     ("#### \N{RIGHT-TO-LEFT OVERRIDE}24", "24", "shown as 42"),
     ("#### 42\0", "42", "a null byte is no unit"),
+    ("#### 42" + " " * 2000 + "or 43", "42", "two values, the second out of sight"),
+    ("The answer is 42" + " " * 2000 + "or 43", "42", "two values, the second out of sight"),
     ("#### Total: 42", "42", "a colon names nothing: it might be 'wrong: 42'"),
     ("#### wrong: 42", "42", "words before the number"),
     ("#### anything except: 42", "42", "words before the number"),

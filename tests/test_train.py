@@ -1049,7 +1049,7 @@ def test_what_was_measured_is_kept_beside_the_checkpoint_and_used_for_its_weight
     shutil.rmtree(folder / "nested", ignore_errors=True)
     assert trained(folder, tmp_path / "one") == trained(folder, tmp_path / "two") == 0 and len(calls) == 1
     one, two = capsys.readouterr().out.split("accepted without it")[1:]
-    assert one.splitlines()[0] == two.splitlines()[0] and "2 of these are skipped: 6 masks" in one
+    assert one.splitlines()[0] == two.splitlines()[0] and "Each batch skips 2 of these 4 layers: 6 masks" in one
     assert metrics(tmp_path / "one")[0]["skipped_layers"] == metrics(tmp_path / "two")[0]["skipped_layers"]
     flags, load = [], train.data.load
     for n, more in enumerate(("--bypass mean", "--temperature 0.9", "--dtype bfloat16", "", "--max-new-tokens 3"), 2):
