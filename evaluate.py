@@ -19,6 +19,7 @@ import data
 from model import Decoder
 from reward import reward
 from rollout import Rollout, generate
+from support.distributed import by_first, first_alone, join, leave, silent, world
 from support.graders import GRADERS, by_rules, grader
 from support.log import complain
 from support.pretrained import check_room, load_model
@@ -64,9 +65,9 @@ def evaluate(
     """
     prompts = [tokenizer.encode_prompt(problem.question) for problem in problems]
     order = sorted(range(len(problems)), key=lambda i: len(prompts[i]))
-    size = max(1, batch // n_samples)
+    size = max(1, batch // n_samples) * world()
     records = [[] for _ in problems]
-    for start in tqdm(range(0, len(order), size), desc=what, leave=False, disable=None):
+    for start in tqdm(range(0, len(order), size), desc=what, leave=False, disable=silent()):
         chosen = order[start : start + size]
         rollout = generate(
             model,
@@ -164,7 +165,9 @@ def main(arguments: list[str] | None = None) -> int:
         if getattr(a, name) is not None and not bound <= getattr(a, name) < math.inf:
             parser.error(f"--{name.replace('_', '-')} is {getattr(a, name)}; expected {bound} or more")
     try:
-        problems = data.load(a.dataset, a.split, a.data_dir or None)[: a.problems]
+        device = join(a.device)
+        with first_alone():
+            problems = data.load(a.dataset, a.split, a.data_dir or None)[: a.problems]
         if data.is_file(a.dataset) and a.split != "all":
             whole = len(data.load(a.dataset, "all"))
             said = (
@@ -172,16 +175,18 @@ def main(arguments: list[str] | None = None) -> int:
             )
             print(said, file=sys.stderr)
         grade = grader(a.grader)
-        model, tokenizer = load_model(a.model, a.dtype, a.device, a.prompt_template)
+        with first_alone():
+            model, tokenizer = load_model(a.model, a.dtype, device, a.prompt_template)
         temperature, n_samples = (a.temperature, a.samples) if a.samples else (0.0, 1)
         check_room(model, tokenizer, [problem.question for problem in problems], a.max_new_tokens)
         out = Path(os.path.expanduser(a.out))
         if data.is_file(a.dataset) and out.resolve() == Path(os.path.expanduser(a.dataset)).resolve():
             raise ValueError(f"--out {out} is the data set itself; name another file")
-        out.open("a").close()  # a place that cannot be written to should say so before the work, not after
+        by_first(out.open("a").close)  # a place that cannot be written to should say so before the work, not after
         records = evaluate(model, tokenizer, problems, a.max_new_tokens, n_samples, temperature, a.batch, a.seed, grade)
         lines = (json.dumps(record) + "\n" for samples in records for record in samples)
-        out.write_text("".join(lines), encoding="utf-8")
+        by_first(lambda: out.write_text("".join(lines), encoding="utf-8"))
+        leave()
     except (Exception, KeyboardInterrupt) as error:
         return complain(error, "lower --batch, --samples or --max-new-tokens")
     mean, error = accuracy(records)

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from model import Block, Decoder
 from rollout import LOGITS, completion_hidden, generate, log_softmax, pack
 from skip import sample_mask
+from support.distributed import silent
 from support.pretrained import write_safetensors
 
 PROBE = 8  # problems that the layers are measured on
@@ -75,7 +76,7 @@ def measure(
     prompts, (tokens, mask) = prompts[:PROBE], pack(completions[:PROBE], model.device)
     full, n_layers = completion_hidden(model, prompts, tokens, mask), model.config.num_hidden_layers
 
-    with tqdm(desc="measuring nested models", unit=" masks", leave=False, disable=None) as bar:
+    with tqdm(desc="measuring nested models", unit=" masks", leave=False, disable=silent()) as bar:
 
         def acceptance(skip: tuple[bool, ...]) -> float:
             bar.update()

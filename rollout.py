@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model import Decoder, KVCache, PromptCache
+from support.distributed import alone, everyone, share
 from support.optimizer import packed
 
 BLOCK = 256  # tokens of the vocabulary that sampling sums up first
@@ -67,10 +68,43 @@ def generate(
     skip: L bools (D3), the same for prefill and decoding.
     seed: an int, or P ints; sample g of prompt p draws from the stream (seed[p], g), and an int s stands for s, s+1, …
         A completion depends on its prompt and its stream, not on the rest of the batch.
+    Of several processes each samples a share of the prompts, and all have the whole Rollout.
     Raises ValueError for an empty prompt and for one that leaves no room in the model's context.
     """
     uniforms = uniform_streams(model, prompts, n_samples, max_new_tokens, seed)  # (N, T), on the CPU as are all indices
+    if not alone():
+        mine = share(list(range(len(prompts))))
+        rows = [p * n_samples + g for p in mine for g in range(n_samples)]
+        part = (
+            sample_rows(model, [prompts[p] for p in mine], uniforms[rows], eos_ids, temperature, skip) if mine else None
+        )
+        return joined(everyone(part), prompts, n_samples, model.device)
+    return sample_rows(model, prompts, uniforms, eos_ids, temperature, skip)
+
+
+def joined(parts: list["Rollout | None"], prompts: list[list[int]], n_samples: int, device) -> "Rollout":
+    """The whole of what `share` has shared out: prompt p is in part p mod N, at place p div N."""
+    longest = max(part.tokens.shape[1] for part in parts if part)
+    whole = {}
+    for name in ("tokens", "mask", "logprobs", "ended"):
+        columns = [longest] * (name != "ended")
+        groups = {}
+        for rank, part in enumerate(parts):
+            if part:
+                x = getattr(part, name).to(device)
+                x = x if name == "ended" else F.pad(x, (0, longest - x.shape[1]))
+                for place, group in enumerate(x.view(-1, n_samples, *columns)):
+                    groups[rank + place * len(parts)] = group
+        whole[name] = torch.cat([groups[p] for p in range(len(prompts))])
+    return Rollout([prompt for prompt in prompts for _ in range(n_samples)], **whole)
+
+
+def sample_rows(
+    model: Decoder, prompts: list[list[int]], uniforms: Tensor, eos_ids: list[int], temperature: float, skip
+) -> Rollout:
+    """`generate` on this process, from the numbers of its streams (N, T)."""
     N, T = uniforms.shape
+    n_samples, max_new_tokens = N // len(prompts), T
     device = model.device
     eos = torch.tensor(sorted(eos_ids), device=device)
     rollout = empty_rollout(model, prompts, n_samples, T)

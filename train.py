@@ -44,8 +44,9 @@ from nested import Nested  # SKIP
 from report import print_report
 from rollout import Rollout, completion_logprobs, cut_by_tokens, generate, micro_batches, pack
 from skip import parse_valid_layers, sample_mask  # SKIP
-from support import checkpoint
-from support.checkpoint import hear_signals, terminable, uninterrupted
+from support import checkpoint, distributed
+from support.checkpoint import hear_signals, hear_together, terminable, uninterrupted
+from support.distributed import added, alone, anyone, balanced, deal, everyone, from_first
 from support.graders import grader
 from support.log import Log, complain, examples, read
 from support.optimizer import Optimizer
@@ -57,7 +58,7 @@ FAR = 0.5  # SKIP: acceptance of the first batch below which a warning is due
 LR_WARMUP = 5  # steps over which the learning rate rises
 FEW = 50  # problems of a test split below which a warning is due
 OFTEN = 600  # seconds between checkpoints at most
-FORMAT = 2  # of a checkpoint's state
+FORMAT = 3  # of a checkpoint's state
 
 
 def reinforce(run: "Run") -> None:
@@ -75,7 +76,7 @@ def reinforce(run: "Run") -> None:
         with log.phase("sample"):
             rollout = sample()
         with log.phase("score"):
-            records = score(run.tokenizer, problems, rollout, run.grade)
+            records = from_first(partial(score, run.tokenizer, problems, rollout, run.grade))
             rewards = torch.tensor([[record["reward"] for record in group] for group in records])  # (P, G)
         advantages = group_advantages(rewards, s.advantage)  # (P, G)
         figures = describe(rollout, rewards, advantages, log.seconds["seconds_sample"])
@@ -107,7 +108,8 @@ def update(
     z = normaliser(rollout.mask, s.normaliser)
     log_rho, entropy = torch.zeros_like(rollout.logprobs), torch.zeros_like(rollout.logprobs)  # (N, T)
     advantages, total = advantages.to(log_rho), 0.0
-    for rows, has_signal in micro_batches(rollout, advantages, s.micro_batch_tokens):
+    batches = micro_batches(rollout, advantages, balanced(s.micro_batch_tokens, rollout.mask.numel()))
+    for rows, has_signal in deal(batches, [len(rows) * (1 + 2 * has_signal) for rows, has_signal in batches]):
         hear_signals()  # nothing has changed yet: Ctrl-C need not wait for the whole step
         prompts, tokens, mask = [rollout.prompts[row] for row in rows], rollout.tokens[rows], rollout.mask[rows]
         with torch.set_grad_enabled(has_signal):
@@ -119,7 +121,8 @@ def update(
             loss.backward()
             optimizer.collect_gradients()
             total += loss.item()
-    stepped = bool(advantages.any())
+    stepped, total = bool(advantages.any()), sum(everyone(total))
+    log_rho, entropy = added(log_rho), added(entropy)
     figures = {"loss": total if stepped else None, "entropy": entropy[rollout.mask].mean().item()}
     figures |= {"lr": lr, "stepped": stepped} | diagnostics(log_rho, rollout.mask)
     return figures | {"grad_norm": optimizer.step(lr, s.max_grad_norm) if stepped else None}
@@ -143,14 +146,16 @@ def warm_up(run: "Run") -> None:
         lr = s.warmup_lr * min(1.0, step / max(1, steps // 20), 1 - (step - 1) / steps)  # up in 5 %, then down
         with uninterrupted():
             with run.log.phase("update"):
-                for rows in cut_by_tokens(list(range(len(prompts))), prompts, lengths, s.micro_batch_tokens):
+                budget = balanced(s.micro_batch_tokens, mask.numel())
+                batches = cut_by_tokens(list(range(len(prompts))), prompts, lengths, budget)
+                for rows in deal(batches, [len(rows) for rows in batches]):
                     hear_signals()
                     logprobs, _ = completion_logprobs(model, [prompts[row] for row in rows], tokens[rows], mask[rows])
                     part = supervised_loss(logprobs, mask[rows], z)
                     part.backward()
                     run.optimizer.collect_gradients()
                     loss += part.item()
-                figures = {"loss": loss, "lr": lr, "stepped": True, "tokens": int(mask.sum())}
+                figures = {"loss": sum(everyone(loss)), "lr": lr, "stepped": True, "tokens": int(mask.sum())}
                 figures["grad_norm"] = run.optimizer.step(lr, s.max_grad_norm)
             run.advance(step, figures, [])
         at_boundary(run)
@@ -221,7 +226,7 @@ class Run:
 
     def steps_to_go(self) -> Iterable[int]:
         """The steps of this phase that are still to be taken."""
-        last, bar = self.last_step(), {"desc": self.phase, "leave": False, "disable": None}
+        last, bar = self.last_step(), {"desc": self.phase, "leave": False, "disable": distributed.silent()}
         return tqdm(range(self.step + 1, last + 1), initial=self.step, total=last, **bar)
 
     def last_step(self) -> int:
@@ -299,7 +304,8 @@ class Run:
 def at_boundary(run: Run) -> None:
     """What is due between two steps: an evaluation of the full model, with a line of its own, and a checkpoint."""
     s, step = run.settings, run.step
-    if time.monotonic() - run.saved_at > OFTEN:  # before an evaluation, which may take long
+    hear_together()
+    if anyone(time.monotonic() - run.saved_at > OFTEN):  # before an evaluation, which may take long
         run.save()
     if run.phase == "reinforce" and run.is_evaluated(step) and run.log.last != ("evaluate", step):
         everywhere = step in (0, s.steps)  # on arith's wordings as well
@@ -360,9 +366,12 @@ def measure_nested(run: Run, step: int) -> None:  # SKIP
             run.model.bypass, run.nested = bypass, replace(found, step=step)
         else:
             run.nested = Nested(step, *nested.measure(run.model, prompts, *options), stamp)
+            run.nested = from_first(lambda: run.nested)
+            for tensor in vars(run.model.bypass).values() if run.model.bypass else ():
+                distributed.spread(tensor)
             try:
                 if kept:
-                    nested.save(kept, run.model.bypass, run.nested)
+                    distributed.by_first(lambda: nested.save(kept, run.model.bypass, run.nested))
             except OSError as error:
                 warnings.warn(f"what was measured cannot be kept beside the model: {error}", stacklevel=1)
     if run.nested.layers:
@@ -378,12 +387,18 @@ def set_up(given: dict, resume: bool = False) -> Run:
     """Reads all that the user named, before any slow work and any writing. Raises ValueError or OSError."""
     s = settings_of(given) if resume else Settings(**given).decided()
     out = Path(os.path.expanduser(s.out or f"runs/{datetime.now():%Y-%m-%d-%H%M%S}"))
+    distributed.join(s.device)
+    if s.prompts < distributed.world():
+        raise ValueError(
+            f"--prompts is {s.prompts}, for {distributed.world()} processes; expected one for each at least"
+        )
     lock = checkpoint.claim(out) if resume else checkpoint.refuse_a_run(out)
     if not s.model and not data.EMBEDDED.is_dir():
         raise FileNotFoundError(
             f"{data.EMBEDDED}: the embedded model is not there; `python -m docs.tiny` makes it again"
         )
-    train, tests = load_problems(s)
+    with distributed.first_alone():
+        train, tests = load_problems(s)
     saved = checkpoint.checkpoints(out) if resume else []
     run = restored(s, train, tests, out, saved) if saved else load_run(s, train, tests, out, s.model or data.EMBEDDED)
     if resume and not saved:  # it was killed before its first checkpoint
@@ -393,13 +408,16 @@ def set_up(given: dict, resume: bool = False) -> Run:
     if not resume:
         run.log.folder, lock = checkpoint.claim_new(out, any_name=not s.out)
     run.lock = lock
-    write_settings(s, run.log.folder)
+    distributed.by_first(lambda: write_settings(s, run.log.folder))
     return run
 
 
 def load_run(s: Settings, train: list, tests: dict, out: Path, checkpoint_or_name: Path | str) -> Run:
     """A run at its beginning, with the model of that name or folder."""
-    model, tokenizer = load_model(checkpoint_or_name, s.dtype, s.device, s.prompt_template or None)
+    with distributed.first_alone():
+        model, tokenizer = load_model(
+            checkpoint_or_name, s.dtype, distributed.join(s.device), s.prompt_template or None
+        )
     model.gradient_checkpointing = s.gradient_checkpointing
     check_room(
         model, tokenizer, [p.question for problems in (train, *tests.values()) for p in problems], s.max_new_tokens
@@ -493,12 +511,15 @@ def main(arguments: list[str] | None = None) -> int:
         except (OSError, KeyboardInterrupt) as error:  # the last checkpoint could not be written, or Ctrl-C came twice
             status, hopeful = complain(error), True
         finally:
-            run.lock.release()
+            if run.lock:
+                run.lock.release()
     with suppress(BrokenPipeError):
         saved = run.saved and f"{'warm-up ' * (run.saved['phase'] == 'warmup')}step {run.saved['step']}"
         print(f"checkpoint: {run.log.folder / 'checkpoint'} (after {saved})" if saved else "checkpoint: none")
         if status and hopeful:
             print(f"go on with: python train.py --out {shlex.quote(str(run.log.folder))} --resume", flush=True)
+    if status == 0:
+        distributed.leave()
     return 1 if status == 2 else status  # 2 is for what the user gave, which set_up has checked
 
 
@@ -515,7 +536,8 @@ def work(run: Run) -> tuple[int, bool]:
     except (FloatingPointError, OverflowError) as error:  # the last boundary would lead to it again: not saved
         return complain(error), False
     except BaseException as error:
-        if run.whole and run.optimizer.whole and run.optimizer.finite():
+        together = alone() or isinstance(error, KeyboardInterrupt)  # an error is of one process, and saving takes all
+        if together and run.whole and run.optimizer.whole and run.optimizer.finite():
             run.save()
         phase = run.log.phase_now or "set-up"
         lower = LESS_MEMORY.get(phase, "the size of the model")

@@ -1,7 +1,7 @@
 """Checkpoints that are whole or not there, and the moments at which a run must not be stopped.
 
 DIR/checkpoint/             the last one: a Hugging Face folder (config.json, model.safetensors, the tokenizer)
-    training/               optimizer.safetensors, state.json and, if measured, nested.safetensors: for --resume
+    training/               optimizer/, state.json and, if measured, nested.safetensors: for --resume
     nested/                 cache: what a later run with --model on this folder measured
 DIR/checkpoint-STEP/        older ones, as many as --keep says
 """
@@ -19,10 +19,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from torch.distributed.checkpoint.api import CheckpointException
 
+from support.distributed import alone, by_first, everyone, from_first, rank, together
 from support.optimizer import Optimizer
-from support.pretrained import write_safetensors
 
 
 def save(folder: Path, write: Callable[[Path], None], optimizer: Optimizer, state: dict, keep: int) -> None:
@@ -33,30 +33,40 @@ def save(folder: Path, write: Callable[[Path], None], optimizer: Optimizer, stat
     only when they are complete and on the disk. OSError (a full disk) leaves the old one in its place. Nothing is
     removed but what a run made.
     """
-    newest, partial, aside = folder / "checkpoint", folder / "checkpoint.partial", folder / "checkpoint.before"
+    partial, training = folder / "checkpoint.partial", folder / "checkpoint.partial" / "training"
+
+    def begin() -> None:
+        shutil.rmtree(partial, ignore_errors=True)
+        training.mkdir(parents=True)  # apart: servers read every *.safetensors beside config.json
+        write(partial)
+        (training / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
+
     try:
         with uninterrupted():
-            shutil.rmtree(partial, ignore_errors=True)
-            (partial / "training").mkdir(parents=True)  # apart: servers read every *.safetensors beside config.json
-            write(partial)
-            write_safetensors(optimizer.state(), partial / "training" / "optimizer.safetensors")
-            (partial / "training" / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
-            sync([*folder.glob("*.jsonl"), *partial.rglob("*"), partial])  # state.json counts their bytes
-            if newest.exists():
-                shutil.rmtree(aside, ignore_errors=True)
-                os.replace(newest, aside)
-            os.replace(partial, newest)
-            sync([folder])
-            older = name_of(aside)
-            if (
-                older and older != name_of(newest) and not (folder / older).exists()
-            ):  # the same step again, after its evaluation: one copy is enough
-                os.replace(aside, folder / older)
-            shutil.rmtree(aside, ignore_errors=True)
-            for old in older_checkpoints(folder)[keep - 1 :]:
-                shutil.rmtree(old)
+            by_first(begin)
+            optimizer.save(training / "optimizer")
+            together()
+            by_first(lambda: put_in_place(folder, keep))
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def put_in_place(folder: Path, keep: int) -> None:
+    """DIR/checkpoint.partial, which is whole, becomes DIR/checkpoint."""
+    newest, partial, aside = folder / "checkpoint", folder / "checkpoint.partial", folder / "checkpoint.before"
+    sync([*folder.glob("*.jsonl"), *partial.rglob("*"), partial])  # state.json counts the bytes of the former
+    if newest.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(newest, aside)
+    os.replace(partial, newest)
+    sync([folder])
+    older = name_of(aside)
+    if older not in (None, name_of(newest)) and not (folder / older).exists():  # else one copy of the step is enough
+        os.replace(aside, folder / older)
+    shutil.rmtree(aside, ignore_errors=True)
+    for old in older_checkpoints(folder)[keep - 1 :]:
+        shutil.rmtree(old)
 
 
 def sync(paths: list[Path]) -> None:
@@ -79,10 +89,18 @@ def load(checkpoint: Path, optimizer: Optimizer, like: dict) -> dict:
         if (written := state.get("format", 1)) == like["format"] and state.keys() != like.keys():
             raise KeyError(*(state.keys() ^ like.keys()))
         if written == like["format"]:
-            optimizer.load(load_file(training / "optimizer.safetensors"))
+            optimizer.load(training / "optimizer")
     except FileNotFoundError as error:
         raise ValueError(f"{checkpoint}: cannot be resumed from, {Path(error.filename).name} is not there") from None
-    except (ValueError, AttributeError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (
+        ValueError,
+        AttributeError,
+        KeyError,
+        TypeError,
+        RuntimeError,
+        SafetensorError,
+        CheckpointException,
+    ) as error:
         raise ValueError(f"{training}: not the state of this run's model ({error!r})") from None
     if written != like["format"]:
         raise ValueError(
@@ -125,19 +143,28 @@ def refuse_a_run(folder: Path) -> None:
 
 def claim_new(folder: Path, any_name: bool) -> tuple[Path, FileLock]:
     """Locks the folder for a new run; with any_name tries name_2, name_3, … if it is taken. -> the folder, its lock."""
-    for n in count(2):
-        try:
-            lock = claim(folder)
-            refuse_a_run(folder)
-            return folder, lock
-        except (BlockingIOError, FileExistsError):
-            if not any_name:
-                raise
-            folder = folder.with_name(f"{folder.name.partition('_')[0]}_{n}")
+    locks = []
+
+    def first() -> Path:
+        name = folder
+        for n in count(2):
+            try:
+                lock = claim(name)
+                refuse_a_run(name)
+                locks.append(lock)
+                return name
+            except (BlockingIOError, FileExistsError):
+                if not any_name:
+                    raise
+                name = folder.with_name(f"{folder.name}_{n}")
+
+    return from_first(first), *(locks or [None])
 
 
-def claim(folder: Path) -> FileLock:
+def claim(folder: Path) -> FileLock | None:
     """A lock on the folder for as long as a run writes there. BlockingIOError where another process has it."""
+    if rank() > 0:
+        return None
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", timeout=0)
     try:
@@ -169,9 +196,11 @@ def terminable():
     """SIGTERM and SIGHUP raise Terminated, as Ctrl-C raises KeyboardInterrupt."""
 
     def terminate(number, _):
-        raise Terminated(number)
+        if alone():
+            raise Terminated(number)
+        HEARD.append(number)
 
-    before = {number: signal.signal(number, terminate) for number in heeded() if number != signal.SIGINT}
+    before = {number: signal.signal(number, terminate) for number in heeded() if number != signal.SIGINT or not alone()}
     try:
         yield
     finally:
@@ -192,13 +221,22 @@ def uninterrupted():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        heard = HEARD[:1]
-        HEARD.clear()
+        heard = HEARD[:1] if alone() else []
+        if alone():
+            HEARD.clear()
     if heard:
         signal.raise_signal(heard[0])
 
 
 def hear_signals() -> None:
     """Raises what `uninterrupted` holds back, at a moment when stopping costs nothing."""
-    if HEARD:
+    if HEARD and alone():
         raise KeyboardInterrupt if HEARD[0] == signal.SIGINT else Terminated(HEARD[0])
+
+
+def hear_together() -> None:
+    """Of several processes one cannot stop alone: at a boundary all raise what any of them has heard."""
+    heard = [] if alone() else sum(everyone(HEARD[:1]), [])
+    if heard:
+        HEARD.clear()
+        raise KeyboardInterrupt if heard[0] == signal.SIGINT else Terminated(heard[0])

@@ -12,6 +12,8 @@ import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
+from support.distributed import after_first, by_first, from_first
+
 ACCURACIES = tuple(f"{split}_accuracy{mode}" for split in ("test", "wordings", "valid") for mode in ("", "_sampled"))
 # The keys of a line of metrics.jsonl; null where a figure is not defined.
 METRICS = (
@@ -51,6 +53,12 @@ class Log:
         assert not unknown, f"not among METRICS: {unknown}"
         row = {key: figures.get(key) for key in METRICS} | {"phase": phase, "step": step}
         row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        by_first(lambda: self.add(samples, row))
+        self.sizes = from_first(lambda: {name: (self.folder / name).stat().st_size for name in self.sizes})
+        self.seconds, self.last = {}, (phase, step)
+        return readable(row, last_step)
+
+    def add(self, samples: list[dict], row: dict) -> None:
         for name, rows in (("samples.jsonl", samples), ("metrics.jsonl", [row])):
             path, text = self.folder / name, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in rows)
             try:
@@ -58,9 +66,6 @@ class Log:
                     file.write(text)
             except OSError as error:  # it names no file if the disk is full
                 raise OSError(error.errno, error.strerror, str(path)) from None
-        self.sizes = {name: (self.folder / name).stat().st_size for name in self.sizes}
-        self.seconds, self.last = {}, (phase, step)
-        return readable(row, last_step)
 
     def rewind(self, sizes: dict[str, int]) -> None:
         """Cuts off what was written after a checkpoint. ValueError where a file is shorter than it was then, or is not
@@ -72,10 +77,13 @@ class Log:
         path = self.folder / "metrics.jsonl"
         rows = parse(path, path.read_bytes()[: sizes["metrics.jsonl"]]) if path.is_file() else []
         self.last = (rows[-1]["phase"], rows[-1]["step"]) if rows else None
+        by_first(lambda: self.cut(sizes))
+        self.sizes = sizes
+
+    def cut(self, sizes: dict[str, int]) -> None:
         for name, size in sizes.items():
             (self.folder / name).touch()
             os.truncate(self.folder / name, size)
-        self.sizes = sizes
 
 
 def examples(step: int, mode: str, records: list[list[dict]]) -> list[dict]:
@@ -132,6 +140,7 @@ def parse(path: Path, content: bytes) -> list[dict]:
 def complain(error: BaseException, advice: str = "take a smaller model") -> int:
     """One line on what went wrong, and the exit status: 2 for what the user gave, 1 for trouble of the machine or the
     numbers, 130 for Ctrl-C.  advice: what to do where memory ran out.  Raises what is none of these: a bug of ours."""
+    after_first()
     if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         return getattr(error, "status", 130)

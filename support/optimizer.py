@@ -2,38 +2,55 @@
 
 import copy
 import math
+import warnings
+from pathlib import Path
 
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from model import Decoder
+from support.distributed import added_slice, alone, anyone, local, sliced, whole
 
 
 class Optimizer:
     """AdamW on float32 copies of the weights, the masters; after each step the model's own are rounded from them.
 
     In bfloat16 an update of 1e-6 would round to nothing (8 bits of mantissa); here it adds up until it shows. Gradients
-    of micro-batches are added up in float32 as well. A float32 model is its own master, without a copy.
+    of micro-batches are added up in float32 as well. A float32 model is its own master, without a copy; but of several
+    processes each has a slice of the masters, and of AdamW's moments.
     """
 
     def __init__(self, model: Decoder):
-        self.names, self.working = zip(*model.named_parameters(), strict=True)
-        copies = self.working[0].dtype != torch.float32
-        self.masters = [p.detach().float() for p in self.working] if copies else list(self.working)
+        self.names, self.working = zip(*((n, p) for n, p in model.named_parameters() if p.requires_grad), strict=True)
+        copies = self.working[0].dtype != torch.float32 or not alone()
+        self.masters = (
+            [sliced(p.detach()).to(torch.float32, copy=True) for p in self.working] if copies else list(self.working)
+        )
+        self.sums: list[Tensor | None] = [None] * len(self.masters)  # of gradients, where the masters are copies
         self.adamw = torch.optim.AdamW(self.masters, weight_decay=0.0)
         self.whole = True  # False while a step is taken: half of one is no state to save
 
     def collect_gradients(self) -> None:
-        """Adds the gradients to the masters', in float32. To be called after each backward pass."""
-        for master, working in zip(self.masters, self.working, strict=True):
+        """Adds the gradients up in float32. To be called after each backward pass."""
+        for i, (master, working) in enumerate(zip(self.masters, self.working, strict=True)):
             if master is not working and working.grad is not None:
                 gradient = working.grad.float()
-                master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+                self.sums[i] = gradient if self.sums[i] is None else self.sums[i].add_(gradient)
                 working.grad = None
+
+    def add_up(self) -> None:
+        """Gives the masters the gradient of the whole batch: of several processes each has a part of it."""
+        for i, (master, working) in enumerate(zip(self.masters, self.working, strict=True)):
+            if master is not working:  # a process without a micro-batch has no sum
+                mine, self.sums[i] = self.sums[i], None
+                master.grad = added_slice(torch.zeros_like(working, dtype=torch.float32) if mine is None else mine)
 
     def step(self, lr: float, max_grad_norm: float) -> float:
         """Clips, steps, forgets the gradient; returns its norm before clipping. FloatingPointError if not finite."""
-        norm = torch.nn.utils.clip_grad_norm_(self.masters, max_grad_norm or math.inf).item()
+        self.add_up()
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.masters, max_grad_norm or math.inf)).item()
         if not math.isfinite(norm):
             raise FloatingPointError(f"the gradient's norm is {norm}")
         self.whole = False
@@ -44,32 +61,50 @@ class Optimizer:
             self.adamw.zero_grad()
             for master, working in zip(self.masters, self.working, strict=True):
                 if master is not working:
-                    working.copy_(master)
+                    working.copy_(whole(master))
         self.whole = True
         return norm
 
     def finite(self) -> bool:
         """Whether all weights and moments are."""
         moments = (tensor for state in self.adamw.state.values() for tensor in state.values())
-        return all(tensor.isfinite().all() for tensor in (*self.masters, *moments))
+        return not anyone(not all(local(tensor).isfinite().all() for tensor in (*self.masters, *moments)))
 
     def state(self) -> dict[str, Tensor]:
-        """What the model's own weights do not say: AdamW's moments and steps, and the masters where they are copies."""
+        """What the model's own weights do not say: AdamW's moments and steps, and the masters of bfloat16 weights."""
         tensors = {}
         for name, master, working in zip(self.names, self.masters, self.working, strict=True):
             tensors |= {f"{key}.{name}": value for key, value in self.adamw.state[master].items()}
-            if master is not working:
+            if working.dtype != torch.float32:
                 tensors[f"master.{name}"] = master
         return tensors
 
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Takes over the `state()` of another one. KeyError or RuntimeError where it is of another model."""
-        moments = {}
+    def save(self, folder: Path) -> None:
+        """`state()` as safetensors, a file of each process with its slices."""
+        if state := self.state():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process is no mistake
+            dcp.save(
+                state, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True), no_dist=alone()
+            )
+
+    def load(self, folder: Path) -> None:
+        """Takes over what `save` wrote, on as many processes or on others. ValueError where it is of another model."""
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        stored = {}
+        if folder.is_dir():
+            stored = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+        tensors, moments = {}, {}
         for i, (name, master, working) in enumerate(zip(self.names, self.masters, self.working, strict=True)):
-            if master is not working:
-                master.copy_(tensors[f"master.{name}"])
-            if f"step.{name}" in tensors:  # none before the first step
-                moments[i] = {key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+            if working.dtype != torch.float32:
+                tensors[f"master.{name}"] = master.detach()
+            if f"step.{name}" in stored:  # none before the first step
+                moments[i] = {"step": torch.zeros(()), "exp_avg": torch.zeros_like(master.detach())}
+                moments[i]["exp_avg_sq"] = torch.zeros_like(master.detach())
+                tensors |= {f"{key}.{name}": value for key, value in moments[i].items()}
+        if tensors.keys() != stored.keys() or any(tensors[key].shape != stored[key].size for key in tensors):
+            raise ValueError(f"{folder}: of another model, or not whole")
+        if tensors:
+            dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone())
         self.adamw.load_state_dict({"state": moments, "param_groups": self.adamw.state_dict()["param_groups"]})
 
 

@@ -17,6 +17,7 @@ import torch
 
 import data
 from losses import WEIGHTS, normaliser
+from support.distributed import after_first
 from support.graders import GRADERS
 
 DEFAULT_CAP = 2.0
@@ -208,7 +209,7 @@ def parse_strictly(
     parser: argparse.ArgumentParser, arguments: list[str] | None, gone: dict[str, str] = MappingProxyType({})
 ) -> argparse.Namespace:
     """parser.parse_args, which also says which flag was meant, or what replaces one that is gone."""
-    parser.error = lambda said: parser.exit(2, f"error: {said}\n")
+    parser.error = lambda said: after_first() or parser.exit(2, f"error: {said}\n")
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
         name = unknown[0].partition("=")[0]

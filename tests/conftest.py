@@ -113,7 +113,12 @@ class Letters:
 def gradient_of(model: Decoder, rollout: Rollout, advantages: torch.Tensor, settings: Settings) -> torch.Tensor:
     """The whole gradient of a batch, as a vector, that `train.update` leaves for the optimiser's step."""
     optimizer, gradient = Optimizer(model), []
-    optimizer.step = lambda *_: gradient.append(torch.cat([p.grad.flatten() for p in optimizer.masters]))
+
+    def step(*_):
+        optimizer.add_up()
+        gradient.append(torch.cat([p.grad.flatten() for p in optimizer.masters]))
+
+    optimizer.step = step
     train.update(model, optimizer, rollout, advantages, settings, lr=0.0)
     for parameter in (*optimizer.masters, *model.parameters()):
         parameter.grad = None

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import pay
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 import evaluate
@@ -31,6 +31,9 @@ FLAGS = [
     *"--prompts 2 --samples 3 --max-new-tokens 4 --lr 0.001 --eval-every 2 --eval-problems 2 --save-every 2".split(),
     *"--skip-ratio 0.5 --measure-every 2".split(),  # a bypass, and a measurement between kills
 ]
+
+
+SHARD = "shard-00001-model-00001-of-00001.safetensors"  # torch.distributed.checkpoint's name for one process's part
 
 
 class Killed(BaseException):
@@ -75,7 +78,7 @@ def untimed(out: Path) -> list[dict]:
 def assert_same(out: Path, reference: Path) -> None:
     assert untimed(out) == untimed(reference)
     assert (out / "samples.jsonl").read_bytes() == (reference / "samples.jsonl").read_bytes()
-    for name in ("model.safetensors", "training/optimizer.safetensors"):
+    for name in ("model.safetensors", f"training/optimizer/{SHARD}"):
         one, other = (load_file(folder / "checkpoint" / name) for folder in (out, reference))
         assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one), name
     one, other = (folder / "checkpoint" / "training" / "nested.safetensors" for folder in (out, reference))
@@ -113,7 +116,7 @@ MOMENTS = {  # where, and which call: the warm-up has 3 steps and 2 checkpoints,
     "the evaluation after step 2": (evaluate, "evaluate", 6),
     "the line of the evaluation after step 2": (train.Log, "write", 7),
     "the weights' file": (train.Decoder, "save_pretrained", 4),
-    "the optimiser's file": (saving, "write_safetensors", 3),
+    "the optimiser's file": (Optimizer, "save", 3),
     "the measurement's file": (nested, "write_safetensors", 1),
     "the old checkpoint is still there, the new one is whole": (saving.os, "replace", 6),
     "between the two": (saving.os, "replace", 7),
@@ -290,13 +293,15 @@ def test_a_resume_with_the_same_settings_said_again_is_the_same(stopped, checkpo
 
 
 def spoil_optimizer(out: Path) -> None:
-    path = out / "checkpoint" / "training" / "optimizer.safetensors"
+    path = out / "checkpoint" / "training" / "optimizer" / SHARD
     path.write_bytes(path.read_bytes()[:1000])
 
 
 def another_model(out: Path) -> None:
-    path = out / "checkpoint" / "training" / "optimizer.safetensors"
-    save_file({name: torch.zeros(3) for name in load_file(path)}, path)
+    path = out / "checkpoint" / "training" / "optimizer" / SHARD
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    save_file({name: torch.zeros(3) for name in load_file(path)}, path, metadata)
 
 
 @pytest.mark.parametrize(
@@ -305,11 +310,11 @@ def another_model(out: Path) -> None:
         (spoil_optimizer, "not the state of this run's model"),
         (another_model, "not the state of this run's model"),
         (
-            lambda out: (out / "checkpoint/training/state.json").write_text('{"format": 2}'),
+            lambda out: (out / "checkpoint/training/state.json").write_text('{"format": 3}'),
             "not the state of this run's",
         ),
         (lambda out: (out / "checkpoint/training/state.json").write_text("{"), "not the state of this run's model"),
-        (lambda out: (out / "checkpoint/training/state.json").write_text("{}"), "format 1, this one reads 2"),
+        (lambda out: (out / "checkpoint/training/state.json").write_text("{}"), "format 1, this one reads 3"),
         (lambda out: (out / "checkpoint/training/nested.safetensors").write_bytes(b"x"), "not a whole measurement"),
         (
             lambda out: (out / "metrics.jsonl").write_text("x" * 10**5),
@@ -346,7 +351,7 @@ def test_a_resume_from_files_that_are_broken_is_one_line_and_changes_nothing(sto
 @pytest.mark.parametrize(
     "name",
     ["model.safetensors", "config.json", "tokenizer.json"]
-    + [f"training/{name}" for name in ("optimizer.safetensors", "nested.safetensors", "state.json")],
+    + [f"training/{name}" for name in (f"optimizer/{SHARD}", "nested.safetensors", "state.json")],
 )
 @pytest.mark.parametrize("left", [0.0, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_a_checkpoint_that_a_power_cut_has_ruined_gives_way_to_the_one_before(
@@ -515,7 +520,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(checkpoint, whole_run, tmp_path
     """One line; and once there is room the run goes on."""
     out = str(tmp_path / "out")
     with monkeypatch.context() as context:
-        strike(context, pretrained, "save_file", 6, error("No space left on device"), forever=True)
+        strike(context, pretrained, "save_file", 3, error("No space left on device"), forever=True)
         assert train.main([*FLAGS, "--model", str(checkpoint), "--out", out]) == 1
     captured = capsys.readouterr()
     assert "No space left on device" in captured.err and "(after warm-up step 3)" in captured.out.splitlines()[-2]

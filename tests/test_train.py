@@ -357,6 +357,7 @@ def test_gradients_of_micro_batches_are_added_up_in_float32():
             assert parameter.grad is None
             parameter.grad = torch.full_like(parameter, part)
         weights.collect_gradients()
+    weights.add_up()
     assert all((master.grad == 1 + 2**-8).all() for master in weights.masters)
 
 

@@ -1,0 +1,180 @@
+"""Several processes, one run: what each asks of the others. On one process every function here is the identity.
+
+    torchrun --nproc-per-node 8 train.py ...
+
+torchrun starts N processes, the ranks 0 to N − 1, each with its own device and the whole model in the dtype of the
+passes. What they share out: the prompts of a rollout (`share`), the micro-batches of an update (`deal`), and AdamW with
+its float32 masters, of which each holds a slice of every tensor (`sliced`; ZeRO's second stage, Rajbhandari et al.,
+2020). What they agree on comes from all (`everyone`, `added`, `anyone`) or from rank 0 (`from_first`). Nothing else of
+the code knows that there are ranks.
+"""
+
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
+
+MESH: list[DeviceMesh] = []  # one, while there are several processes
+HOURS = timedelta(hours=2)  # to wait for another rank: an evaluation, a download; a rank that died is not waited for
+
+
+def join(device: str) -> str:
+    """Joins the processes that torchrun has started, if it has and this one has not yet; -> the device of this one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return device
+    cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    mine = f"cuda:{os.environ['LOCAL_RANK']}" if cuda else "cpu"
+    if not MESH:
+        if cuda:
+            torch.cuda.set_device(mine)
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=HOURS)
+        MESH.append(init_device_mesh("cuda" if cuda else "cpu", (dist.get_world_size(),)))
+        if rank() > 0:  # rank 0 speaks for all, but for the error that ends another
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for as long as the process lives)
+            warnings.simplefilter("ignore")
+    return mine
+
+
+def leave() -> None:
+    """Leaves them, once all are ready to."""
+    if MESH:
+        dist.barrier()
+        MESH.clear()
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Before `join` too."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world() -> int:
+    return MESH[0].size() if MESH else 1
+
+
+def alone() -> bool:
+    return not MESH
+
+
+def silent() -> bool | None:
+    """For tqdm's `disable`: a bar is drawn by rank 0, and only on a terminal (None)."""
+    return True if rank() > 0 else None
+
+
+def after_first() -> None:
+    """An error that all ranks meet is told once: while the others wait here rank 0 ends, and torchrun ends them."""
+    if rank() > 0:
+        time.sleep(5)
+
+
+def balanced(budget: int, tokens: int) -> int:
+    """Tokens of a micro-batch: small enough that `deal` gives all the same to do."""
+    return budget if alone() else max(1, min(budget, tokens // (2 * world())))
+
+
+def share(items: list) -> list:
+    """This process's share: every N-th."""
+    return items[rank() :: world()] if MESH else items
+
+
+def deal(items: list, costs: list[float]) -> list:
+    """This process's part of items of different cost, as `deal` gives it to all: the dearest first, each to the process
+    that has the least to do (the longest processing time rule; Graham, 1969)."""
+    loads, mine = [0.0] * world(), []
+    for i in sorted(range(len(items)), key=lambda i: -costs[i]):
+        least = loads.index(min(loads))
+        loads[least] += costs[i]
+        if least == rank() or not MESH:
+            mine.append(i)
+    return [items[i] for i in sorted(mine)]
+
+
+def everyone(item) -> list:
+    """What each process has of it, by rank."""
+    if not MESH:
+        return [item]
+    items = [None] * world()
+    dist.all_gather_object(items, item)
+    return items
+
+
+def from_first(make: Callable):
+    """What rank 0 makes, for all."""
+    if not MESH:
+        return make()
+    item = [make() if rank() == 0 else None]
+    dist.broadcast_object_list(item, src=0)
+    return item[0]
+
+
+def added(x: Tensor) -> Tensor:
+    """The sum of all processes' x, in place."""
+    if MESH:
+        dist.all_reduce(x)
+    return x
+
+
+def anyone(flag: bool) -> bool:
+    """Whether it is so for any process."""
+    return any(everyone(flag)) if MESH else flag
+
+
+@contextmanager
+def first_alone():
+    """Rank 0 goes through the block before all others do: what it downloads, they find."""
+    if MESH and rank() > 0:
+        dist.barrier()
+    yield
+    if MESH and rank() == 0:
+        dist.barrier()
+
+
+def by_first(do: Callable[[], None]) -> None:
+    """What rank 0 does, while the others wait."""
+    if rank() == 0 or alone():
+        do()
+    together()
+
+
+def spread(x: Tensor) -> None:
+    """Rank 0's x for all, in place."""
+    if MESH:
+        dist.broadcast(x, src=0)
+
+
+def together() -> None:
+    """Waits until all processes are here."""
+    if MESH:
+        dist.barrier()
+
+
+# ---- tensors of which each process holds a slice of the rows
+
+
+def sliced(x: Tensor) -> Tensor:
+    """This process's slice of a tensor that all have; x itself on one process."""
+    return distribute_tensor(x, MESH[0], [Shard(0)], src_data_rank=None) if MESH else x
+
+
+def added_slice(x: Tensor) -> Tensor:
+    """A slice of the sum of all processes' x."""
+    return DTensor.from_local(x, MESH[0], [Partial()], run_check=False).redistribute(MESH[0], [Shard(0)]) if MESH else x
+
+
+def whole(x: Tensor) -> Tensor:
+    """All slices together, on every process."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def local(x: Tensor) -> Tensor:
+    """The slice itself, as a plain tensor."""
+    return x.to_local() if isinstance(x, DTensor) else x
