@@ -517,7 +517,8 @@ def main(arguments: list[str] | None = None) -> int:
         saved = run.saved and f"{'warm-up ' * (run.saved['phase'] == 'warmup')}step {run.saved['step']}"
         print(f"checkpoint: {run.log.folder / 'checkpoint'} (after {saved})" if saved else "checkpoint: none")
         if status and hopeful:
-            print(f"go on with: python train.py --out {shlex.quote(str(run.log.folder))} --resume", flush=True)
+            python = "python" if alone() else f"torchrun --nproc-per-node {distributed.world()}"
+            print(f"go on with: {python} train.py --out {shlex.quote(str(run.log.folder))} --resume", flush=True)
     if status == 0:
         distributed.leave()
     return 1 if status == 2 else status  # 2 is for what the user gave, which set_up has checked

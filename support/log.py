@@ -140,10 +140,10 @@ def parse(path: Path, content: bytes) -> list[dict]:
 def complain(error: BaseException, advice: str = "take a smaller model") -> int:
     """One line on what went wrong, and the exit status: 2 for what the user gave, 1 for trouble of the machine or the
     numbers, 130 for Ctrl-C.  advice: what to do where memory ran out.  Raises what is none of these: a bug of ours."""
-    after_first()
     if isinstance(error, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
+        print("interrupted")  # by rank 0 alone, as all that is printed
         return getattr(error, "status", 130)
+    after_first()
     if out_of_memory(error):
         error = f"out of memory; {advice}"
     elif not isinstance(error, ValueError | OSError | FloatingPointError | OverflowError):

@@ -61,7 +61,7 @@ class Optimizer:
             self.adamw.zero_grad()
             for master, working in zip(self.masters, self.working, strict=True):
                 if master is not working:
-                    working.copy_(whole(master))
+                    working.copy_(whole(master.to(working.dtype)))  # rounded before it travels
         self.whole = True
         return norm
 
