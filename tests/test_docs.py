@@ -65,7 +65,13 @@ def test_flags_that_the_documents_name_exist():
     """What a reader copies from a page has to run."""
     flags = {f"--{field.name.replace('_', '-')}" for field in fields(Settings)}
     evaluation = {"--split", "--problems", "--batch"}
-    elsewhere = {"--help", "--resume", "--compare", "--index-url"}  # the last of pip
+    elsewhere = {
+        "--help",
+        "--resume",
+        "--compare",
+        "--index-url",
+        "--nproc-per-node",
+    }  # the last two of pip and torchrun
     for text in (README, METHOD):
         assert set(re.findall(r"`[^`]*?(--[a-z][a-z-]+)", text)) <= flags | evaluation | elsewhere
 
