@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -19,7 +20,7 @@ import data
 from model import Decoder
 from reward import reward
 from rollout import Rollout, generate
-from support.distributed import by_first, first_alone, join, leave, silent, world
+from support.distributed import by_first, first_alone, from_first, join, leave, silent, world
 from support.graders import GRADERS, by_rules, grader
 from support.log import complain
 from support.pretrained import check_room, load_model
@@ -78,7 +79,8 @@ def evaluate(
             temperature=temperature,
             seed=[seed + i for i in chosen],
         )
-        for i, record in zip(chosen, score(tokenizer, [problems[i] for i in chosen], rollout, grade), strict=True):
+        graded = from_first(partial(score, tokenizer, [problems[i] for i in chosen], rollout, grade))
+        for i, record in zip(chosen, graded, strict=True):
             records[i] = record
     return records
 
@@ -129,7 +131,8 @@ def compare_with_full(  # SKIP
     start = time.perf_counter()
     rollout = sample()
     seconds = time.perf_counter() - start
-    rewards = [record["reward"] for group in score(tokenizer, problems, rollout, grade) for record in group]
+    records = from_first(partial(score, tokenizer, problems, rollout, grade))
+    rewards = [record["reward"] for group in records for record in group]
     length, speed = (int(rollout.mask.sum()) / per for per in (len(rewards), seconds))
     return {"full_reward": sum(rewards) / len(rewards), "full_mean_length": length, "full_tokens_per_second": speed}
 
@@ -173,7 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
             said = (
                 f"the {a.split} split of {a.dataset} has {len(problems)} of its {whole} problems; --split all takes all"
             )
-            print(said, file=sys.stderr)
+            by_first(lambda: print(said, file=sys.stderr))
         grade = grader(a.grader)
         with first_alone():
             model, tokenizer = load_model(a.model, a.dtype, device, a.prompt_template)
@@ -182,7 +185,9 @@ def main(arguments: list[str] | None = None) -> int:
         out = Path(os.path.expanduser(a.out))
         if data.is_file(a.dataset) and out.resolve() == Path(os.path.expanduser(a.dataset)).resolve():
             raise ValueError(f"--out {out} is the data set itself; name another file")
-        by_first(out.open("a").close)  # a place that cannot be written to should say so before the work, not after
+        by_first(
+            lambda: out.open("a").close()
+        )  # a place that cannot be written to should say so before the work, not after
         records = evaluate(model, tokenizer, problems, a.max_new_tokens, n_samples, temperature, a.batch, a.seed, grade)
         lines = (json.dumps(record) + "\n" for samples in records for record in samples)
         by_first(lambda: out.write_text("".join(lines), encoding="utf-8"))

@@ -15,6 +15,7 @@ the valid layers of D2 are measured, and D3's identity gives way to a `Bypass`. 
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -103,6 +104,9 @@ class Bypass:
     down: Tensor  # (L, R, C)
     up: Tensor  # (L, C, R)
     bias: Tensor  # (L, 2, C): of the first position, and of all others
+
+    def to(self, device) -> "Bypass":
+        return Bypass(*(tensor.to(device) for tensor in vars(self).values()))
 
     def __call__(self, layer: int, x: Tensor, positions: Tensor) -> Tensor:
         """x (B, T, C) at positions (B or 1, T) -> (B, T, C)."""
@@ -284,8 +288,10 @@ def save(path: Path, bypass: Bypass | None, nested: Nested | None) -> None:
     if nested.layers:
         tensors |= {name: torch.from_numpy(np.array(figures)) for name, figures in asdict(nested.layers).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")  # another run may be reading
     facts = {"step": nested.step, "n_skipped": nested.n_skipped, "of": nested.of}
-    write_safetensors(tensors, path, {"nested": json.dumps(facts)})  # one text keeps its order
+    write_safetensors(tensors, partial, {"nested": json.dumps(facts)})  # one text keeps its order
+    os.replace(partial, path)
 
 
 def read(path: Path, model: Decoder) -> tuple[Bypass | None, Nested | None]:

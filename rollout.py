@@ -45,6 +45,9 @@ class Rollout:
         T = int(self.mask.any(dim=0).sum())
         return replace(self, tokens=self.tokens[:, :T], mask=self.mask[:, :T], logprobs=self.logprobs[:, :T])
 
+    def on_cpu(self) -> "Rollout":
+        return replace(self, **{name: x.cpu() for name, x in vars(self).items() if isinstance(x, Tensor)})
+
     def completion(self, row: int) -> list[int]:
         """A row's token ids without the end token."""
         tokens = self.tokens[row, self.mask[row]].tolist()
@@ -78,7 +81,7 @@ def generate(
         part = (
             sample_rows(model, [prompts[p] for p in mine], uniforms[rows], eos_ids, temperature, skip) if mine else None
         )
-        return joined(everyone(part), prompts, n_samples, model.device)
+        return joined(everyone(part and part.on_cpu()), prompts, n_samples, model.device)
     return sample_rows(model, prompts, uniforms, eos_ids, temperature, skip)
 
 

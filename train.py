@@ -93,7 +93,7 @@ def reinforce(run: "Run") -> None:
         if step == 1 and figures["acceptance"] < FAR:  # SKIP
             warnings.warn(too_far(figures), stacklevel=1)
         at_boundary(run)
-    if s.steps and not any(row["stepped"] for row in read(log.folder)):
+    if s.steps and not from_first(lambda: any(row["stepped"] for row in read(log.folder))):
         print("no batch had a signal, nothing was learned: warm up (--warmup-epochs) or skip less (--skip-ratio)")
 
 
@@ -270,7 +270,7 @@ class Run:
     def save(self) -> None:
         """Writes a checkpoint of this boundary, unless there is one. FloatingPointError if it is not finite."""
         state = self.state()
-        if self.saved == state:
+        if from_first(lambda: self.saved == state):
             return
         if not self.optimizer.finite():
             raise FloatingPointError("the weights are not finite")
@@ -357,27 +357,37 @@ def measure_nested(run: Run, step: int) -> None:  # SKIP
         tqdm.write(f"measuring nested models on {n} problems: which layers may go (bypass: {s.bypass})")
     with run.log.phase("measure"):
         stamp = nested.stamp(run.model, prompts, *options) if kept else ""
-        bypass, found = None, None
-        try:
-            bypass, found = nested.read(kept, run.model) if kept else (None, None)
-        except ValueError as error:
-            warnings.warn(f"{error}; measured again", stacklevel=1)
+        bypass, found = from_first(lambda: read_kept(kept, run.model))
         if found and found.of == stamp:
-            run.model.bypass, run.nested = bypass, replace(found, step=step)
+            run.model.bypass, run.nested = bypass and bypass.to(run.model.device), replace(found, step=step)
         else:
-            run.nested = Nested(step, *nested.measure(run.model, prompts, *options), stamp)
-            run.nested = from_first(lambda: run.nested)
+            measured = nested.measure(run.model, prompts, *options)
+            run.nested = from_first(lambda: Nested(step, *measured, stamp))
             for tensor in vars(run.model.bypass).values() if run.model.bypass else ():
                 distributed.spread(tensor)
-            try:
-                if kept:
-                    distributed.by_first(lambda: nested.save(kept, run.model.bypass, run.nested))
-            except OSError as error:
-                warnings.warn(f"what was measured cannot be kept beside the model: {error}", stacklevel=1)
+            distributed.by_first(lambda: keep(kept, run))
     if run.nested.layers:
         tqdm.write(run.nested.layers.table(run.nested.n_skipped))
     elif s.skip_ratio == "auto":
         tqdm.write(f"{run.nested.n_skipped} of the {len(run.valid)} valid layers are skipped")
+
+
+def read_kept(kept: Path | None, model: Decoder) -> tuple[nested.Bypass | None, Nested | None]:  # SKIP
+    """What is cached beside --model, on the CPU; nothing where there is nothing, or it is broken."""
+    try:
+        bypass, found = nested.read(kept, model) if kept else (None, None)
+        return bypass and bypass.to("cpu"), found
+    except ValueError as error:
+        warnings.warn(f"{error}; measured again", stacklevel=1)
+        return None, None
+
+
+def keep(kept: Path | None, run: Run) -> None:  # SKIP
+    try:
+        if kept:
+            nested.save(kept, run.model.bypass, run.nested)
+    except OSError as error:
+        warnings.warn(f"what was measured cannot be kept beside the model: {error}", stacklevel=1)
 
 
 # ---- how a run begins and ends
@@ -409,6 +419,10 @@ def set_up(given: dict, resume: bool = False) -> Run:
         run.log.folder, lock = checkpoint.claim_new(out, any_name=not s.out)
     run.lock = lock
     distributed.by_first(lambda: write_settings(s, run.log.folder))
+    if anyone(not (run.log.folder / "config.json").is_file()):
+        raise ValueError(
+            f"--out {run.log.folder}: all nodes have to see the same folder; expected one on a shared drive"
+        )
     return run
 
 
@@ -418,6 +432,7 @@ def load_run(s: Settings, train: list, tests: dict, out: Path, checkpoint_or_nam
         model, tokenizer = load_model(
             checkpoint_or_name, s.dtype, distributed.join(s.device), s.prompt_template or None
         )
+    tokenizer.now = from_first(lambda: tokenizer.now)
     model.gradient_checkpointing = s.gradient_checkpointing
     check_room(
         model, tokenizer, [p.question for problems in (train, *tests.values()) for p in problems], s.max_new_tokens
@@ -432,14 +447,16 @@ def restored(s: Settings, train: list, tests: dict, out: Path, saved: list[Path]
     errors = []
     for folder in saved:
         try:
-            run = load_run(s, train, tests, out, folder)
+            run, error = load_run(s, train, tests, out, folder), None
             run.restore(folder)
-        except (ValueError, FileNotFoundError) as error:
-            errors.append(error)
-        else:
-            if errors:
-                warnings.warn(f"{errors[0]}; going on from {folder}", stacklevel=1)
-            return run
+        except (ValueError, FileNotFoundError) as this:
+            error = this
+        if anyone(error is not None):
+            errors.append(error or ValueError(f"{folder}: another process could not read it"))
+            continue
+        if errors:
+            warnings.warn(f"{errors[0]}; going on from {folder}", stacklevel=1)
+        return run
     raise errors[0]
 
 
@@ -532,7 +549,7 @@ def work(run: Run) -> tuple[int, bool]:
         if run.phase == "warmup":
             warm_up(run)
         reinforce(run)
-        print_report(run.log.folder)
+        distributed.by_first(lambda: print_report(run.log.folder))
         return 0, True
     except (FloatingPointError, OverflowError) as error:  # the last boundary would lead to it again: not saved
         return complain(error), False

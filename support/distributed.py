@@ -10,6 +10,7 @@ the code knows that there are ranks.
 """
 
 import os
+import signal
 import sys
 import time
 import warnings
@@ -31,12 +32,19 @@ def join(device: str) -> str:
     """Joins the processes that torchrun has started, if it has and this one has not yet; -> the device of this one."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return device
-    cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(
+            f"--device is {device!r}, with several processes; expected auto, cpu or cuda: each takes its own"
+        )
+    cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     mine = f"cuda:{os.environ['LOCAL_RANK']}" if cuda else "cpu"
     if not MESH:
+        if cuda and int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+            raise ValueError(f"--device {device}: {torch.cuda.device_count()} GPUs for more processes than that")
         if cuda:
             torch.cuda.set_device(mine)
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=HOURS)
+        where = {"device_id": torch.device(mine)} if cuda else {}
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=HOURS, **where)
         MESH.append(init_device_mesh("cuda" if cuda else "cpu", (dist.get_world_size(),)))
         if rank() > 0:  # rank 0 speaks for all, but for the error that ends another
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for as long as the process lives)
@@ -54,7 +62,7 @@ def leave() -> None:
 
 def rank() -> int:
     """Before `join` too."""
-    return int(os.environ.get("RANK", "0"))
+    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
 
 
 def world() -> int:
@@ -73,6 +81,7 @@ def silent() -> bool | None:
 def after_first() -> None:
     """An error that all ranks meet is told once: while the others wait here rank 0 ends, and torchrun ends them."""
     if rank() > 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(5)
 
 
@@ -133,13 +142,18 @@ def first_alone():
     """Rank 0 goes through the block before all others do: what it downloads, they find."""
     if MESH and rank() > 0:
         dist.barrier()
-    yield
+    try:
+        yield
+    except Exception:  # which the others are to meet in their turn; not Ctrl-C, for they may be dead
+        if MESH and rank() == 0:
+            dist.barrier()
+        raise
     if MESH and rank() == 0:
         dist.barrier()
 
 
 def by_first(do: Callable[[], None]) -> None:
-    """What rank 0 does, while the others wait."""
+    """What rank 0 does, while the others wait. An error of it must not be caught: they would wait on."""
     if rank() == 0 or alone():
         do()
     together()

@@ -12,7 +12,7 @@ import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
-from support.distributed import after_first, by_first, from_first
+from support.distributed import after_first, by_first, from_first, rank
 
 ACCURACIES = tuple(f"{split}_accuracy{mode}" for split in ("test", "wordings", "valid") for mode in ("", "_sampled"))
 # The keys of a line of metrics.jsonl; null where a figure is not defined.
@@ -141,7 +141,8 @@ def complain(error: BaseException, advice: str = "take a smaller model") -> int:
     """One line on what went wrong, and the exit status: 2 for what the user gave, 1 for trouble of the machine or the
     numbers, 130 for Ctrl-C.  advice: what to do where memory ran out.  Raises what is none of these: a bug of ours."""
     if isinstance(error, KeyboardInterrupt):
-        print("interrupted")  # by rank 0 alone, as all that is printed
+        if rank() == 0:
+            print("interrupted", file=sys.stderr)
         return getattr(error, "status", 130)
     after_first()
     if out_of_memory(error):

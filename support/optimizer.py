@@ -9,6 +9,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
 
 from model import Decoder
 from support.distributed import added_slice, alone, anyone, local, sliced, whole
@@ -33,9 +34,10 @@ class Optimizer:
         self.whole = True  # False while a step is taken: half of one is no state to save
 
     def collect_gradients(self) -> None:
-        """Adds the gradients up in float32. To be called after each backward pass."""
-        for i, (master, working) in enumerate(zip(self.masters, self.working, strict=True)):
-            if master is not working and working.grad is not None:
+        """Adds the gradients up in float32. To be called after each backward pass. Those of float32 weights add up
+        where they are."""
+        for i, working in enumerate(self.working):
+            if working.dtype != torch.float32 and working.grad is not None:
                 gradient = working.grad.float()
                 self.sums[i] = gradient if self.sums[i] is None else self.sums[i].add_(gradient)
                 working.grad = None
@@ -44,7 +46,8 @@ class Optimizer:
         """Gives the masters the gradient of the whole batch: of several processes each has a part of it."""
         for i, (master, working) in enumerate(zip(self.masters, self.working, strict=True)):
             if master is not working:  # a process without a micro-batch has no sum
-                mine, self.sums[i] = self.sums[i], None
+                mine = working.grad if working.dtype == torch.float32 else self.sums[i]
+                working.grad = self.sums[i] = None
                 master.grad = added_slice(torch.zeros_like(working, dtype=torch.float32) if mine is None else mine)
 
     def step(self, lr: float, max_grad_norm: float) -> float:
@@ -80,12 +83,15 @@ class Optimizer:
         return tensors
 
     def save(self, folder: Path) -> None:
-        """`state()` as safetensors, a file of each process with its slices."""
+        """`state()` as safetensors, a file of each process with its slices. Raises OSError."""
         if state := self.state():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process is no mistake
-            dcp.save(
-                state, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True), no_dist=alone()
-            )
+            writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+            try:
+                dcp.save(state, storage_writer=writer, no_dist=alone())
+            except CheckpointException as error:  # of any rank
+                cause = next(iter(error.failures.values()))[0]
+                raise OSError(f"{folder}: {cause}") from None
 
     def load(self, folder: Path) -> None:
         """Takes over what `save` wrote, on as many processes or on others. ValueError where it is of another model."""

@@ -5,6 +5,7 @@ Each test starts `torchrun` with gloo on the CPU, as a user does; it is compared
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -191,6 +192,21 @@ def test_a_resume_on_as_many_processes_is_exact_and_on_others_the_same_to_roundi
         assert rewards[0] == rewards[1]
     shards = sorted(path.name for path in (tmp_path / "parts/checkpoint/training/optimizer").iterdir())
     assert len(shards) == after and all(name.endswith(".safetensors") for name in shards)
+
+
+@pytest.mark.slow
+def test_all_fall_back_together_where_a_checkpoint_is_broken_and_a_measurement_cannot_be_kept(models, script, tmp_path):
+    """One rank that went on alone would wait for the others for ever."""
+    model = Path(shutil.copytree(models / "tied", tmp_path / "model"))
+    (model / "nested").write_text("a file where a folder has to be")
+    flags = ["--model", model, *FLAGS, "--steps", 4]
+    said = run(2, script, *flags, "--out", tmp_path / "whole")
+    assert said.count("cannot be kept beside the model") == 1
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    (tmp_path / "cut" / "checkpoint" / "model.safetensors").write_bytes(b"x")
+    said = run(2, script, "--out", tmp_path / "cut", "--resume")
+    assert said.count(f"going on from {tmp_path / 'cut' / 'checkpoint-2'}") == 1
+    assert difference(tmp_path / "cut", tmp_path / "whole") == 0
 
 
 @pytest.mark.slow

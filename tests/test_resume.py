@@ -23,7 +23,7 @@ import nested
 import train
 from model import Decoder
 from support import checkpoint as saving
-from support import log, pretrained
+from support import log, optimizer, pretrained
 from support.optimizer import Optimizer
 
 FLAGS = [
@@ -515,12 +515,21 @@ def test_another_number_of_threads_is_said(stopped, whole_run):
         assert train.main(["--out", str(stopped), "--resume"]) == 0
 
 
-@pytest.mark.parametrize("error", [pytest.param(OSError, marks=pytest.mark.slow), SafetensorError])
-def test_a_full_disk_keeps_the_checkpoint_before(checkpoint, whole_run, tmp_path, monkeypatch, capsys, error):
+@pytest.mark.parametrize(
+    "place, name, error",
+    [
+        pytest.param(pretrained, "save_file", OSError, marks=pytest.mark.slow),
+        (pretrained, "save_file", SafetensorError),
+        (optimizer.HuggingFaceStorageWriter, "write_data", OSError),
+    ],
+)
+def test_a_full_disk_keeps_the_checkpoint_before(
+    checkpoint, whole_run, tmp_path, monkeypatch, capsys, place, name, error
+):
     """One line; and once there is room the run goes on."""
     out = str(tmp_path / "out")
     with monkeypatch.context() as context:
-        strike(context, pretrained, "save_file", 3, error("No space left on device"), forever=True)
+        strike(context, place, name, 3, error("No space left on device"), forever=True)
         assert train.main([*FLAGS, "--model", str(checkpoint), "--out", out]) == 1
     captured = capsys.readouterr()
     assert "No space left on device" in captured.err and "(after warm-up step 3)" in captured.out.splitlines()[-2]
