@@ -197,7 +197,7 @@ def test_a_resume_on_as_many_processes_is_exact_and_on_others_the_same_to_roundi
 @pytest.mark.slow
 def test_all_fall_back_together_where_a_checkpoint_is_broken_and_a_measurement_cannot_be_kept(models, script, tmp_path):
     """One rank that went on alone would wait for the others for ever."""
-    model = Path(shutil.copytree(models / "tied", tmp_path / "model"))
+    model = Path(shutil.copytree(models / "tied", tmp_path / "model", ignore=shutil.ignore_patterns("nested")))
     (model / "nested").write_text("a file where a folder has to be")
     flags = ["--model", model, *FLAGS, "--steps", 4]
     said = run(2, script, *flags, "--out", tmp_path / "whole")
@@ -281,7 +281,8 @@ def test_nobody_waits_for_the_dead_and_a_whole_checkpoint_is_left(models, script
     assert process.returncode != 0 and time.monotonic() - begun < 45
     state = json.loads((out / "checkpoint" / "training" / "state.json").read_text())
     last = [row["step"] for row in lines(out) if row["phase"] == "reinforce"][-1]
-    assert state["step"] == last if "SIGTERM" in death else state["step"] == last - last % 2
+    saved = (last,) if "SIGTERM" in death else (last - last % 2, last - last % 2 - 2)  # it may have died while saving
+    assert state["step"] in saved
     assert said.count("error: ") == ("memory" in death or "finite" in death), "one message, not one a rank"
     again = start(2, script, "--out", out, "--resume", stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     wait_for(out / "metrics.jsonl", f'"step": {last + 2}')
