@@ -20,6 +20,8 @@ from support.settings import Settings
 
 torch.set_num_threads(1)  # the models are too small to share work, and two threads wait for each other
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with Ctrl-C ignored
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup's with this
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
