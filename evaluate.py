@@ -185,9 +185,7 @@ def main(arguments: list[str] | None = None) -> int:
         out = Path(os.path.expanduser(a.out))
         if data.is_file(a.dataset) and out.resolve() == Path(os.path.expanduser(a.dataset)).resolve():
             raise ValueError(f"--out {out} is the data set itself; name another file")
-        by_first(
-            lambda: out.open("a").close()
-        )  # a place that cannot be written to should say so before the work, not after
+        by_first(lambda: out.open("a").close())  # what cannot be written to should say so before the work
         records = evaluate(model, tokenizer, problems, a.max_new_tokens, n_samples, temperature, a.batch, a.seed, grade)
         lines = (json.dumps(record) + "\n" for samples in records for record in samples)
         by_first(lambda: out.write_text("".join(lines), encoding="utf-8"))

@@ -402,7 +402,9 @@ def set_up(given: dict, resume: bool = False) -> Run:
         raise ValueError(
             f"--prompts is {s.prompts}, for {distributed.world()} processes; expected one for each at least"
         )
-    lock = checkpoint.claim(out) if resume else checkpoint.refuse_a_run(out)
+    if not resume:
+        checkpoint.refuse_a_run(out)
+    lock = checkpoint.claim(out) if resume else None
     if not s.model and not data.EMBEDDED.is_dir():
         raise FileNotFoundError(
             f"{data.EMBEDDED}: the embedded model is not there; `python -m docs.tiny` makes it again"

@@ -134,7 +134,7 @@ def added(x: Tensor) -> Tensor:
 
 def anyone(flag: bool) -> bool:
     """Whether it is so for any process."""
-    return any(everyone(flag)) if MESH else flag
+    return any(everyone(flag))
 
 
 @contextmanager

@@ -14,6 +14,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from model import Decoder
 from support.distributed import added_slice, alone, anyone, local, sliced, whole
 
+warnings.filterwarnings("ignore", "torch.distributed is disabled")  # what dcp says of one process
+
 
 class Optimizer:
     """AdamW on float32 copies of the weights, the masters; after each step the model's own are rounded from them.
@@ -85,7 +87,6 @@ class Optimizer:
     def save(self, folder: Path) -> None:
         """`state()` as safetensors, a file of each process with its slices. Raises OSError."""
         if state := self.state():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process is no mistake
             writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
             try:
                 dcp.save(state, storage_writer=writer, no_dist=alone())
@@ -95,7 +96,6 @@ class Optimizer:
 
     def load(self, folder: Path) -> None:
         """Takes over what `save` wrote, on as many processes or on others. ValueError where it is of another model."""
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")
         stored = {}
         if folder.is_dir():
             stored = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
