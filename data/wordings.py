@@ -1,509 +1,578 @@
-"""What arith's problems are made of: wordings (TEMPLATES for train and test, HELD_OUT for wordings) and words."""
+"""The tables of arith's grammar: words, stories, and the verbs that fill them. data/arith.py puts them together.
 
-from typing import NamedTuple
-
-
-class Template(NamedTuple):
-    """A wording and the way to its answer.
-
-    text   slots are number letters ({a}, see RANGES), people ({person}, {other}, {third}; {he} {He} {him} are
-           the first one's) and nouns (for every key of NOUNS: {item} {items} {other_item} {other_items})
-    steps  one or two operations on number letters, in the order of the rationale; `it` is the last step's result
-    also   further steps that have to come out sensibly, so that nobody gives away more than they have
-    """
-
-    text: str
-    steps: str
-    also: str = ""
+[a|b|c]  one of these; [|a] is a or nothing
+<d a|b>  a if the sign of d in its relation is plus, b if it is minus
+{K}      a slot: a noun (kinds K, L, M; k is one of K), a person, a verb; {got:@x {K}} is a verb with its object
+@x       the number of the quantity x
+*        before an alternative, a story, a verb: held out, for the split `wordings` alone
+"""
 
 
-# What a number letter may be. The numbers of a problem differ from each other, and none is 1: nouns stay plural.
-RANGES = {"m": (2, 10), "n": (2, 10), "k": (2, 10), "h": (100, 500)} | {letter: (2, 50) for letter in "abcd"}
+def table(text: str) -> dict[str, list[str]]:
+    """Lines of a key, or several with commas, and its alternatives; a line that begins with a space goes on."""
+    lines = [line.partition(" ") for line in text.replace("\n  ", "").strip().split("\n")]
+    return {key: alternatives.split("|") for keys, _, alternatives in lines for key in keys.split(",")}
+
 
 # Names: girls', then boys'. None ends in s, so that 's makes the possessive.
 GIRLS, BOYS = (names.split() for names in (
-    "Aisha Amara Astrid Bianca Camila Chloe Daphne Elena Farah Freya Greta Hana Imani Ingrid Jasmine Kavya Keiko Leila "
-    "Linnea Lucia Maren Mei Nadia Naomi Noor Odette Petra Priya Rosa Sakura Selma Soraya Tamar Uma Vera Wanda Yara",
-    "Ahmed Akira Anton Arjun Benno Bruno Cedric Dario Diego Emil Enzo Farid Felipe Gustav Hamid Hugo Ilya Ivan Javier "
-    "Jonah Kenji Kofi Leif Lorenzo Malik Mateo Milan Nikhil Olaf Omar Pavel Quentin Rafael Ravi Sven Tariq Viktor",
+    "Aisha Alice Amara Anna Astrid Beth Bianca Camila Carol Chloe Clara Daphne Debra Elena Emma Erin Farah Freya Gina "
+    "Greta Hana Holly Imani Ingrid Irene Jasmine Joan Julie Karen Kavya Keiko Kelly Laura Leila Lily Linnea Lucia "
+    "Maren Maria Megan Mei Molly Nadia Naomi Nina Noor Odette Olga Petra Priya Rita Rosa Ruth Sakura Sandra Sara "
+    "Selma Soraya Tamar Tina Uma Vera Wanda Wendy Yara Zoe",
+    "Adrian Ahmed Akira Anton Arjun Ben Benno Bill Bruno Carl Cedric Daniel Dario David Diego Emil Enzo Eric Farid "
+    "Felipe Fred George Gustav Hamid Harry Henry Hugo Ilya Ivan Javier Jim Joe Jonah Kenji Kevin Kofi Leif Leo "
+    "Lorenzo Malik Mark Martin Mateo Milan Mike Nikhil Noah Olaf Omar Oscar Pavel Peter Quentin Rafael Ravi Robert "
+    "Roy Sam Simon Sven Tariq Tom Tony Victor Viktor Walter Will",
 ))  # fmt: skip
+# Singular forms; data/arith.py makes the others, but for those after a slash. What follows " of " stays as it is.
+NOUNS = table("""
+toy badge|gas balloon|battery|bead|bell|bookmark|bow|bracelet|brush|button|calendar|candle|card|coin|comb|comic book|
+  cup|cushion|doll|drum|envelope|flag|flute|fork|hat|headband|key|kite|lamp|lantern|magnet|map|marker|mask|medal|mug|
+  napkin|necklace|notebook|paper clip|patch|pen|pillow|pin|pinwheel|plate|postcard|poster|puppet|puzzle|ribbon|ring|
+  rock|ruler|seashell|scarf|sock|spoon|sponge|stamp|sticker|tile|ticket|token|towel|toy car|trading card|umbrella|vase|
+  whistle|book|ball|game|toy|folder|sheet of paper|figure|stone|shell|leaf|robot|coupon|tape|wax crayon|rubber eraser|
+  lead pencil|glass marble|wooden block|plastic bottle cap|gum wrapper|toy truck|toy soldier|baseball glove|soccer ball|
+  paper plane|rope|wool shirt|silk tie|leather shoe|straw hat|gold earring|tin can|glass bottle|cotton bag|felt pen|
+  party hat|sheet of music|roll of tape|pair of gloves|pair of shoes|deck of cards|stamp album|seed packet|garden tool|
+  fish hook|bar of soap|box of matches|hair clip|skirt|jacket|belt|wallet|watch|clock|mirror|blanket|basketball|racket|
+  paintbrush
+fruit apricot|banana|cherry|fig|grape|guava|kiwi|lemon|lime|mango|melon|nectarine|orange|papaya|quince|pear|persimmon|
+  plum|strawberry|blueberry|carrot|potato|turnip|onion|pepper|cucumber|pumpkin|walnut|olive|bean|garden apple|
+  farm peach|island banana|mountain raspberry|blackberry|farm egg|tomato|coconut|pineapple|peanut|hazelnut|almond|
+  mushroom|radish
+treat bagel|brownie|bun|layer cake|wafer|cupcake|donut|hot dog|lollipop|muffin|pancake|pastry|pie|pizza|pretzel|roll|
+  sandwich|scone|tart|waffle|biscuit|truffle|piece of toast|bar of chocolate|candy|burger|taco|loaf of bread|
+  bag of chips|jar of jam|oat cookie|ginger cookie|rice cracker|sugar cookie|honey cake|carrot cake|gumdrop|caramel|
+  jelly bean|fruit drop|piece of fudge|slice of bread|bar of candy|milk chocolate|box of cereal|cheese stick|sausage
+animal alpaca|cow|cat|dog|donkey|duck|goat|hen|horse|lamb|llama|pig|pony|rabbit|turkey|chicken|frog
+bird bird|crow|duck|owl|parrot|pigeon|sparrow|squirrel|swan|butterfly|bee|ant|frog|robin|monkey|gull|turtle
+plant bush|daisy|fern|lily|oak|pine|rose bush|seedling|shrub|tree|tulip|vine|daffodil|maple tree|palm tree|garden rose|
+  spring flower|walnut tree|sunflower|orchid|apple tree|lemon tree
+people child/children|adult/adults|boy/boys|man/men|woman/women|college student/college students|
+  neighbor kid/neighbor kids|friend/friends|camper/campers|teacher/teachers|visitor/visitors|guest/guests|
+  customer/customers|tourist/tourists|dancer/dancers|player/players|singer/singers|worker/workers|nurse/nurses|
+  scout/scouts|parent/parents|pupil/pupils|runner/runners
+container bag|basket|bin|box|bucket|carton|case|chest|crate|sack|jar|tray|drawer|packet|pack|package|tub|tin|bowl|
+  barrel|container|*hamper|*trunk|*pouch
+stuff pound of flour|pound of sugar|cup of rice|spoon of sugar|bowl of flour|cup of milk|kilogram of rice|
+  gallon of water|liter of water|liter of paint|pound of apples|foot of rope|yard of cloth|ounce of chocolate|
+  bag of sand|gram of salt|bucket of water|pound of grapes|kilogram of potatoes|inch of ribbon|meter of wire|cup of oats
+group team|group|row|line|set|*tent
+place park|museum|zoo|library|pool|gym|fair|beach|market|cinema|theater|school|farm|hotel|*aquarium|*castle
+page chapter|sheet|poem|story
+pound pound
+computer song|photo|video|message|game|picture|program|document|text file|phone app|work email|thank-you letter|folder|
+  page
+exercise sit-up|jump|lap|knee push-up|belly crunch/belly crunches|pull-up|squat|press-up
+mile mile|kilometer
+point point|goal
+problem problem|math problem|riddle|exercise|question|puzzle
+dish plate|dish|cup|bowl|glass|spoon|pan
+drink glass of water|bottle of water|cup of tea|bottle of soda|can of soda|glass of milk|cup of coffee|bottle of juice|
+  bottle of cola|bottle of lemon soda|carton of milk
+hour hour|minute
+study page of history homework|page of art homework|hour of history homework|hour of art homework
+fish trout/trout|crab|shrimp/shrimp|eel
+stone stone|brick|log
+seat seat|chair|table
+car car|truck|bike|van
+money dollar
+book book|magazine|comic book
+""")
+ADJECTIVES = table("""
+toy red blue|green yellow|black white|purple orange|big small|large tiny|old new|dirty clean|shiny dull|striped plain|
+  long short|heavy light|cheap expensive|thick thin|pink gray|red white|blue green|brown black|*wet dry
+treat chocolate vanilla|crunchy soft|lemon strawberry|fresh stale|big small|plain spicy|round square|*mint almond
+fruit juicy dry|red green|big small|sour sweet|fresh frozen|yellow red|good bad|*hard soft|*raw cooked
+animal,bird black white|brown gray|big small|young old|*tame wild
+plant red white|yellow pink|tall small|old young|*early late
+page,problem,book old new|long short|funny sad|good bad|*odd plain
+computer old new|big small|funny sad|good bad|*odd plain
+""")
+MEASURES = "pounds|cups|kilograms|gallons|liters|feet|yards|ounces|grams|inches|meters"  # some flour
+KIN = "[brother|sister|mother|father|cousin|dad|mom|aunt|uncle|*grandfather|*neighbor|*roommate]"
+TIMES = table("""
+day on Monday/on Tuesday/on Wednesday|on Friday/on Saturday/on Sunday|yesterday/today/the day before|
+  last week/this week/the week before|on the first day/on the second day/on the third day|
+  *on Thursday/on Sunday/on Monday
+part in the morning/in the afternoon/in the evening|before lunch/after lunch/after dinner|*at dawn/at noon/at dusk
+month in March/in April/in May|in June/in July/in August|last year/this year/the year before|
+  *in spring/in summer/in fall
+game in the first match/in the second match/in the third match|in the first half/in the second half/in overtime|
+  *before the break/after the break/in the last minutes
+place at the park/at the beach/at the lake|at home/at school/at the library|*in the city/in the village/in the woods
+shop at the market/at the bakery/at the mall|*in one shop/in another shop/in a third shop
+""")
 
-# Singular forms; plural() makes the others. Within a kind no noun is part of another ("bead" and "glass bead").
-NOUNS = {
-    "item": (
-        "badge|balloon|battery|bead|bell|block|bookmark|bow|bowl|bracelet|brush|button|calendar|candle|cap|coin|comb|"
-        "comic book|crayon|cup|cushion|doll|drum|envelope|eraser|flag|flashlight|flute|fork|hat|headband|key|kite|"
-        "lamp|lantern|magnet|map|marble|marker|mask|medal|mug|napkin|necklace|notebook|paper crane|patch|pencil|"
-        "pillow|pin|pinwheel|postcard|poster|puppet|puzzle|ribbon|ring|ruler|seashell|spoon|sponge|stamp|sticker|"
-        "tile|token|towel|toy car|trading card|umbrella|vase|water bottle|whistle"
-    ),
-    "fruit": "apple|apricot|banana|cherry|fig|grape|guava|kiwi|nectarine|orange|papaya|peach|pear|persimmon|plum",
-    "treat": "bagel|brownie|bun|cookie|cracker|cupcake|muffin|pancake|pastry|pie|pretzel|sandwich|scone|tart|waffle",
-    "animal": "alpaca|cow|donkey|duck|goat|hen|horse|lamb|llama|pig|pony|rabbit|turkey",
-    "container": "bag|basket|bin|box|bucket|carton|case|chest|crate|sack",
-    "colour": "black|blue|brown|green|orange|pink|purple|red|white|yellow",
-}
-NOUNS = {kind: nouns.split("|") for kind, nouns in NOUNS.items()}
+# Stories. First the name, which DOMAIN_LINES refer to (or, in brackets, what kinds it is about), how often it is
+# drawn, and relations, each of which defines its left side; a sign ± is drawn. Then what can be told, in order: "?" may
+# be left out, "!" is left out unless the answer needs it, a line with several letters is for when all of them are told,
+# and what is not told, but may not be left out, becomes "some". Then questions, each after the letter of its answer.
+# (a/b) stands for two lines.
+STORY_BLOCKS = """
+have 16: h = s ± x, e = h ± y, z = x - y, i = y - x
+? {who} {had:@s {K}}
+. [then |later ||*next, ]{who} {<x got|lost>:@x [<x more|>|] {K}}
+. [then |later |after that, |*next, ||]{who} {<y got2|lost2>:@y [{K}|<y more|of those>||]}
+? [now |now |in the end ||]{who} {has:<y |[just|only]> @e <y {K}|{left}>}
+e [how many|how many|*what number of] {K} {does} {who} {have} [now|<y in all|left>|<y altogether|*still>|<y now|left>]
+s how many {K} {aux} {who} {hold} [at first|at the start|in the beginning|to begin with|before that|*originally]
+(x/y) how many {K} {aux} {who} {(<x get|lose>/<y get2|lose2>)}
+z how many [more|more|*extra] {K} {aux} {who} {<x get|lose>} than {it} {<y got2|lost2>}
+i how many [more|more|*extra] {K} {aux} {who} {<y get2|lose2>} than {it} {<x got|lost>}
 
-TEMPLATES = [
-    # One step: addition
-    ("{person} has {a} {items}. {other} gives {him} {b} more. How many {items} does {person} have now?", "a + b"),
-    ("{person} has {a} {items} and {other} has {b}. How many {items} do they have together?", "a + b"),
-    ("There are {a} {colour} {items} and {b} {other_colour} ones in a {container}. How many {items} are there in the "
-     "{container}?", "a + b"),
-    ("{person} gave {a} {items} to {other} and still has {b}. How many {items} did {person} have at first?", "a + b"),
-    ("{person} picked {a} {fruits} before lunch and {b} after lunch. How many {fruits} did {he} pick in all?", "a + b"),
-    ("A baker made {a} {treats} on Saturday. On Sunday the baker made {b} more {treats} than on Saturday. How many "
-     "{treats} did the baker make on Sunday?", "a + b"),
-    ("{other} has {a} {items}. {person} has {m} more than {other}. How many {items} does {person} have?", "a + m"),
-    ("{person} sold {m} {items} at the fair and went home with {a}. How many {items} did {he} bring to the fair?",
-     "m + a"),
-    ("A train left the station with {a} passengers. At the next stop {b} people got on and nobody got off. How many "
-     "passengers were on the train then?", "a + b"),
-    ("{person} walked {m} miles on Saturday and {n} miles on Sunday. How many miles did {he} walk over the weekend?",
-     "m + n"),
-    ("{person} saved {a} dollars in May and {b} dollars in June. How many dollars did {he} save in these two months?",
-     "a + b"),
-    ("A school library had {h} books. Then it bought {a} new ones. How many books does it have now?", "h + a"),
-    ("{person} has {a} {items}, {b} {other_items} and {m} {fruits}. How many {items} and {other_items} does {he} have "
-     "in all?", "a + b"),
-    ("A farm has {a} {animals} and {b} {other_animals}. Its barn is {c} years old. How many animals live on the farm?",
-     "a + b"),
-    ("{person} found {a} {items} in the attic and {b} in the garage. It took {him} {m} hours. How many {items} did "
-     "{he} find?", "a + b"),
-    ("After {person} spent {a} dollars on a pair of shoes, {he} still had {b} dollars. How many dollars did {he} have "
-     "before that?", "a + b"),
-    ("{person} has {a} {items}, which is {b} fewer than {other} has. How many {items} does {other} have?", "a + b"),
-    ("How many people sat down to dinner if {a} of them ordered soup and the other {b} ordered salad?", "a + b"),
-    ("At dawn the temperature in {person}'s yard was {m} degrees. By noon it had risen by {n} degrees. What was the "
-     "temperature at noon, in degrees?", "m + n"),
-    ("A pine was {a} feet tall when {person} moved to the street. It has grown by {m} feet since then, and the oak "
-     "next to it by {n} feet. How many feet tall is the pine now?", "a + m"),
-    ("{other} is {a} years old. If {other} is {m} years younger than {person}, how old is {person}?", "a + m"),
-    ("A museum had {h} visitors on Sunday, and {a} of them were children. On Monday {b} visitors came. How many "
-     "visitors did it have on the two days together?", "h + b", "h - a"),
-    ("On a long drive {person} counts {a} bicycles, {b} buses and {c} trucks. How many buses and trucks does {he} "
-     "count?", "b + c"),
-    ("{person}, who is {m} years old, has {a} dollars in the bank and {b} dollars in a jar at home. How many dollars "
-     "is that in all?", "a + b"),
-    ("Two parcels with {items} arrive at a shop, {a} in the first and {b} in the second. The shop sells {c} "
-     "{other_items} on the same day. How many {items} arrive?", "a + b"),
-    ("A lighthouse has {a} steps up to the lamp and another {b} from there to the roof. How many steps lead from the "
-     "ground to the roof?", "a + b"),
-    ("A pizza takes {a} minutes to prepare and then {b} minutes to bake, and it is enough for {m} people. How many "
-     "minutes does it take {person} from start to finish?", "a + b"),
-    ("When {a} of the {animals} had been sold, {b} were still on the farm. How many {animals} had lived there before "
-     "the sale?", "a + b"),
-    ("{person} and {other} each had {a} {items}. Then {person} found {m} more, and {other} lost {n}. How many more "
-     "{items} than {other} does {person} have now?", "m + n", "a - n"),
-    # One step: subtraction
-    ("{person} had {a} {items}. {He} lost {b} of them on the way home. How many {items} does {he} have left?", "a - b"),
-    ("{person} has {a} {items} and {other} has {b}. How many more {items} does {person} have than {other}?", "a - b"),
-    ("{person} has {a} {items}. {other} has {b}. How many fewer {items} does {other} have than {person}?", "a - b"),
-    ("There were {a} {animals} in a field. Some of them went into the barn, and {b} stayed in the field. How many "
-     "{animals} went into the barn?", "a - b"),
-    ("{person} needs {a} {items} for a school project. {He} already has {b}. How many more {items} does {he} need?",
-     "a - b"),
-    ("{person} had some {items}. {other} gave {him} {b} more, and now {he} has {a}. How many {items} did {person} have "
-     "at the start?", "a - b"),
-    ("A rope is {a} feet long. {person} cuts off {b} feet. How many feet of rope are left?", "a - b"),
-    ("There are {a} children in a club. {b} of them ride the bus, and the others walk. How many children walk?",
-     "a - b"),
-    ("The older tree in {person}'s garden is {a} feet tall, and the younger one is {b} feet tall. How many feet taller "
-     "is the older tree?", "a - b"),
-    ("{person} scored {a} points in the first game and {b} points in the second. How many fewer points did {he} score "
-     "in the second game than in the first?", "a - b"),
-    ("Of the {h} seats in a concert hall, {a} are empty. How many seats are taken?", "h - a"),
-    ("{person} and {other} have {a} {items} together. {b} of them are {other}'s. How many {items} does {person} have?",
-     "a - b"),
-    ("A stall opened with {a} {treats} and {b} {other_treats}. By noon {c} {treats} and {d} {other_treats} were sold. "
-     "How many {treats} were left?", "a - c", "b - d"),
-    ("{person} is reading a book with {m} chapters and {h} pages. So far {he} has read {a} pages. How many pages are "
-     "left?", "h - a"),
-    ("{person} has {a} {colour} {items} and {b} {other_colour} ones. {other} has {c} {items}. How many more {colour} "
-     "{items} than {other_colour} {items} does {person} have?", "a - b"),
-    ("{person} had {a} dollars. {He} spent {b} dollars on a book of {h} pages. How many dollars does {he} have left?",
-     "a - b"),
-    ("{person} had {a} {items}. {He} gave {m} of them to {other} and {n} to {third}. How many more {items} did {other} "
-     "get than {third}?", "m - n", "a - m, it - n"),
-    ("By how many dollars did a shop lower the price of a coat that used to cost {a} dollars and now costs {b}?",
-     "a - b"),
-    ("It is {a} blocks from {person}'s home to the station. After {b} blocks {person} stops to tie a shoe. How many "
-     "blocks does {he} still have to go?", "a - b"),
-    ("This morning there were {a} {treats} on the tray. Somebody has eaten some, for there are only {b} now. How many "
-     "{treats} have been eaten?", "a - b"),
-    ("{person} ran {a} miles in May and {b} miles in June. {other} ran {c} miles in June. How many more miles did "
-     "{person} run in May than in June?", "a - b"),
-    ("A bakery needs {a} pounds of flour for the week. In its storeroom there are {b} pounds of flour and {m} pounds "
-     "of sugar. How many pounds of flour does it still have to buy?", "a - b"),
-    ("{person}'s suitcase weighs {a} pounds, which is {b} pounds more than {other}'s. How many pounds does {other}'s "
-     "suitcase weigh?", "a - b"),
-    ("{person} wants to watch two films, the first of {a} minutes and the second of {b} minutes. After {m} minutes of "
-     "the first one the power fails. How many minutes of the first film does {he} miss?", "a - m"),
-    ("At a school play there were {a} children and {b} parents. Of the children, {c} were on stage. How many of the "
-     "children were not?", "a - c"),
-    ("{person} went shopping with {h} dollars and spent {a} on clothes, {b} on groceries and {c} on books. How many "
-     "more dollars did {he} spend on clothes than on books?", "a - c", "h - a, it - b, it - c"),
-    ("Out of {a} shots at the hoop, {person} missed {b}. How many of the shots went in?", "a - b"),
-    ("The road along the lake is {a} miles long. The road over the hill is only {b} miles long, but takes {m} minutes "
-     "more. By how many miles is the road over the hill shorter?", "a - b"),
-    ("{person} set out with {a} {items} and {b} {other_items}. At the market {he} gave {other} {m} {items} and got {n} "
-     "{other_items} for them. How many {items} does {person} have after that?", "a - m"),
-    ("In the morning a shop had {a} {items} and {b} {other_items}. After a delivery it has {c} {items} and {d} "
-     "{other_items}. How many {items} were delivered?", "c - a", "d - b"),
-    # One step: multiplication
-    ("There are {n} {containers} with {a} {items} in each. How many {items} are there in all?", "n * a"),
-    ("{person} buys {n} {items} for {m} dollars each. How many dollars does {he} pay?", "n * m"),
-    ("{person} reads {a} pages a day. How many pages does {he} read in {n} days?", "a * n"),
-    ("A gardener plants {m} rows of tulips with {a} tulips in each row. How many tulips does the gardener plant?",
-     "m * a"),
-    ("{person} has {m} {items}. {other} has {n} times as many. How many {items} does {other} have?", "m * n"),
-    ("A group of {n} friends went to the fair, and each of them bought {m} {treats}. How many {treats} did they buy in "
-     "all?", "n * m"),
-    ("A machine makes {a} chairs an hour. How many chairs does it make in {n} hours?", "a * n"),
-    ("A parking garage has {n} floors with {a} spaces on each floor. How many cars can park in it?", "n * a"),
-    ("{person} runs {m} miles every morning. How many miles does {he} run in {a} mornings?", "m * a"),
-    ("Each {container} holds {a} {items} and weighs {m} pounds. How many {items} do {n} {containers} hold?", "a * n"),
-    ("{person} earns {m} dollars an hour and works {n} hours a day. The walk to work takes {a} minutes. How many "
-     "dollars does {he} earn in a day?", "m * n"),
-    ("A farmer has {n} pens with {m} {animals} in each, and {a} {other_animals} in the field. How many {animals} are "
-     "in the pens?", "n * m"),
-    ("A boat ticket costs {m} dollars, and the ride takes {a} minutes. How many dollars do {n} tickets cost?", "m * n"),
-    ("How many {treats} does a waiter need for {n} tables if {m} of them go on each table?", "n * m"),
-    ("{person} is building a garden wall. One brick weighs {m} pounds. How many pounds do {n} of these bricks weigh?",
-     "m * n"),
-    ("The kitchen floor is covered with square tiles, {a} along its length and {n} along its width. How many tiles are "
-     "there on the floor?", "a * n", "a - n"),
-    ("It takes {person} {m} minutes to wrap one {item}. At this pace, how many minutes does {he} need for {a} {items}?",
-     "m * a"),
-    ("{person} is {m} years old and {other} is {n}. The oak behind {person}'s house is {k} times as old as {person}. "
-     "How old is the oak?", "m * k"),
-    ("A ferry carries {a} cars on every trip. It makes {n} trips a day, each of which takes {b} minutes. How many cars "
-     "does it carry in a day?", "a * n"),
-    ("Once around the lake is {m} miles. {person} cycled around it {n} times last week, and {other} {k} times. How "
-     "many miles did {person} cycle around the lake?", "m * n"),
-    ("At the zoo a ticket is {m} dollars for a grown-up and {n} dollars for a child. What do the tickets for {a} "
-     "children cost, in dollars?", "n * a", "m - n"),
-    ("A wall is {n} rows of stones high, and there are {a} stones in every row. How many stones is the wall made of?",
-     "n * a"),
-    ("The clock in {person}'s kitchen loses {m} minutes every day. By how many minutes is it slow {n} days after it "
-     "was set?", "m * n"),
-    ("{person} buys {n} packs of {items}. Each pack holds {m} of them and costs {k} dollars. How many dollars does "
-     "{he} pay?", "n * k"),
-    ("{person} types {a} words a minute, and {other} types {b}. How many words can {person} type in {n} minutes?",
-     "a * n"),
-    # One step: division
-    ("{person} shares {a} {items} equally among {n} friends. How many {items} does each friend get?", "a / n"),
-    ("{person} puts {a} {treats} on plates, {n} on each plate. How many plates does {he} need?", "a / n"),
-    ("A teacher splits {a} children into {n} teams of the same size. How many children are in each team?", "a / n"),
-    ("{person} paid {a} dollars for {n} {items} of the same price. How many dollars did each {item} cost?", "a / n"),
-    ("A board {a} inches long is cut into pieces of {n} inches each. How many pieces are there?", "a / n"),
-    ("{person} has {a} {items}. That is {n} times as many as {other} has. How many {items} does {other} have?",
-     "a / n"),
-    ("{person} read a book of {h} pages in {n} days, the same number of pages every day. How many pages did {he} read "
-     "each day?", "h / n"),
-    ("Each van carries {n} people. How many vans are needed to carry {a} people?", "a / n"),
-    ("A farmer keeps {a} {animals} in {n} pens, the same number in each. How many {animals} are in each pen?", "a / n"),
-    ("A cook uses {n} eggs for every cake. How many cakes can the cook make with {a} eggs?", "a / n"),
-    ("{person} has {a} {items} and {b} {other_items}. {He} packs the {items} into {n} {containers}, the same number in "
-     "each. How many {items} are in each {container}?", "a / n"),
-    ("{person} saves {n} dollars a week for a bicycle that costs {a} dollars. The shop is {m} miles away. How many "
-     "weeks does {he} have to save?", "a / n"),
-    ("A choir of {a} singers stands in {n} equal rows and sings {m} songs. How many singers are in each row?", "a / n"),
-    ("{person} and {m} other people are in a club. The club buys {a} {items} in packs of {n}. How many packs does it "
-     "buy?", "a / n"),
-    ("How many times does {person} have to go to the car to fetch {a} {items} if {he} carries {n} at a time?", "a / n"),
-    ("A blue ribbon is {a} inches long, which is {n} times the length of a red ribbon. How many inches long is the red "
-     "ribbon?", "a / n"),
-    ("A tortoise walks {a} feet in {n} minutes, always at the same speed. How many feet does it walk in one minute?",
-     "a / n"),
-    ("A florist has {a} roses and {b} tulips and ties the roses into bunches of {n}. How many bunches of roses does "
-     "the florist get?", "a / n"),
-    ("A boat ride of {m} miles cost {a} dollars, which {n} friends split evenly. How many dollars did each of the "
-     "friends pay?", "a / n"),
-    ("For how many days does a bag of {a} biscuits last if {person}'s dog gets {n} of them a day?", "a / n"),
-    ("Each page of an album holds {n} photos. {person} has {a} photos from the lake and {b} from the mountains. How "
-     "many pages do the photos from the lake fill?", "a / n"),
-    ("The same number of people live in each of the {n} houses on a street. Altogether {a} people and {m} dogs live on "
-     "the street. How many people live in each house?", "a / n"),
-    ("A pump moves {n} gallons of water a minute. How many minutes does it take to empty a pool that is {m} feet deep "
-     "and holds {h} gallons?", "h / n"),
-    ("{person} packs {items} so that every {container} holds {n} of them and weighs {m} pounds. {He} has {a} {items}. "
-     "How many {containers} does {he} fill?", "a / n"),
-    ("{other} did {a} push-ups. That is {n} times as many as {person} did and {m} more than {third} did. How many "
-     "push-ups did {person} do?", "a / n", "a - m"),
-    ("{person} paid {a} dollars for cloth that costs {n} dollars a yard. How many yards of cloth did {he} buy?",
-     "a / n"),
-    # Two steps: addition and subtraction
-    ("{person} has {a} {items}, {other} has {b} and {third} has {c}. How many {items} do the three of them have "
-     "together?", "a + b, it + c"),
-    ("{person} had {a} {items}. {He} bought {b} more and then gave {c} to {other}. How many {items} does {person} have "
-     "now?", "a + b, it - c"),
-    ("A bus had {a} passengers. At the next stop {b} got off and {c} got on. How many passengers are on the bus now?",
-     "a - b, it + c"),
-    ("{person} made {a} {treats}. {He} gave {b} to {other} and {c} to {third}. How many {treats} does {person} have "
-     "left?", "a - b, it - c"),
-    ("{person} has {a} {items}. {other} has {b} fewer than {person}. How many {items} do they have together?",
-     "a - b, it + a"),
-    ("A shop sold {a} {items} on Friday. On Saturday it sold {b} more than on Friday. How many {items} did it sell on "
-     "the two days together?", "a + b, it + a"),
-    ("{person} picked {a} {fruits} and {other} picked {b}. On the way home they ate {m} of them. How many {fruits} do "
-     "they have left?", "a + b, it - m"),
-    ("{person} has {a} {items}. {other} has {b} more than {person}, and {third} has {c} fewer than {other}. How many "
-     "{items} does {third} have?", "a + b, it - c"),
-    ("{person} pays for a book that costs {m} dollars and a game that costs {n} dollars with {a} dollars. How many "
-     "dollars does {he} get back?", "m + n, a - it"),
-    ("{person}'s team scored {a} points in the first half and {b} in the second. The other team scored {c} points in "
-     "the whole game. By how many points did {person}'s team win?", "a + b, it - c"),
-    ("{person} is {a} years old, and {other} is {m} years younger. How old will {other} be in {n} years?",
-     "a - m, it + n"),
-    ("There are {h} books in a shop. {a} of them are about animals, {b} are about history, and the others are novels. "
-     "How many novels are there?", "h - a, it - b"),
-    ("{person} has {a} {items} and {b} {other_items}. {He} finds {c} more {items} and gives {m} {items} to {other}. "
-     "How many {items} does {person} have now?", "a + c, it - m"),
-    ("A farm had {a} {animals}, {b} {other_animals} and {m} tractors. Then the farmer sold {n} of the {animals}. How "
-     "many animals does the farm have now?", "a + b, it - n", "a - n"),
-    ("{person} had {a} dollars. {He} earned {b} dollars for {m} hours of work and spent {c} dollars. How many dollars "
-     "does {he} have now?", "a + b, it - c"),
-    ("A library lent out {a} books on Monday and {b} on Tuesday. On these two days {c} books were brought back. How "
-     "many more books were lent out than brought back?", "a + b, it - c"),
-    ("How many {items} did {person} start with if {he} has {c} left after giving {a} to {other} and losing {b}?",
-     "a + b, it + c"),
-    ("A hotel had {a} guests. In the morning {b} of them left, and in the afternoon new guests came, so that there "
-     "were {c}. How many new guests came?", "a - b, c - it"),
-    ("{person} drove {a} miles to the lake, stayed for {m} hours and drove back by a road that was {b} miles shorter. "
-     "How many miles did {he} drive in all?", "a - b, it + a"),
-    ("Together, {person}'s cat and dog weigh {a} pounds. The dog alone weighs {b} pounds. How many pounds heavier is "
-     "the dog than the cat?", "a - b, b - it"),
-    ("How many {items} does {third} have if {person} has {a}, {other} has {b} and the three of them have {h} together?",
-     "a + b, h - it"),
-    ("An elevator starts on floor {a}, goes down {m} floors and then up {n} floors. On which floor is it now?",
-     "a - m, it + n"),
-    ("{person} had {a} dollars, and {other} had {b}. {person} then paid {m} dollars for lunch and {n} dollars for a "
-     "bus ticket. How many dollars does {person} have left?", "a - m, it - n"),
-    ("{person} flies to the coast. The first flight takes {a} minutes and the second {b} minutes, and the wait between "
-     "them {c} minutes. How many minutes pass from the first takeoff to the last landing?", "a + b, it + c"),
-    ("{person} began a game with {a} points, lost {b} in the first round and won {c} in the second, which took {m} "
-     "minutes. How many points did {he} have after that?", "a - b, it + c"),
-    # Two steps: multiplication with addition or subtraction
-    ("{person} buys {n} {containers} with {m} {items} in each and gives {a} of the {items} to {other}. How many "
-     "{items} does {person} have left?", "n * m, it - a"),
-    ("{person} has {n} {containers} with {a} {items} in each, and {b} more {items} on a shelf. How many {items} does "
-     "{he} have in all?", "n * a, it + b"),
-    ("{person} has {a} dollars. {He} buys {n} {items} for {m} dollars each. How many dollars does {he} have left?",
-     "n * m, a - it"),
-    ("{person} has {m} {items}, and {other} has {n} times as many. How many {items} do they have together?",
-     "m * n, it + m"),
-    ("{person} has {m} {items}. {other} has {n} times as many. How many more {items} does {other} have than {person}?",
-     "m * n, it - m"),
-    ("{person} earns {m} dollars an hour. {He} worked {n} hours on Saturday and {k} hours on Sunday. How many dollars "
-     "did {he} earn on the two days together?", "n + k, it * m"),
-    ("{person} is reading a book of {h} pages. {He} has read {a} pages a day for {n} days. How many pages are left?",
-     "a * n, h - it"),
-    ("{person} made {a} {treats} and kept {m} of them. {He} sold the others for {n} dollars each. How many dollars did "
-     "{he} get?", "a - m, it * n"),
-    ("A full tank holds {h} gallons of water. Every day {m} gallons leak out. How many gallons are left in it after "
-     "{n} days?", "m * n, h - it"),
-    ("A hall has {m} rows of seats with {a} seats in each row. {b} of the seats are taken. How many seats are free?",
-     "m * a, it - b"),
-    ("{person} solved {m} puzzles a day for {n} days. {other} solved {k} puzzles in all. How many more puzzles did "
-     "{person} solve than {other}?", "m * n, it - k"),
-    ("{person} rents a boat for {n} hours. It costs {m} dollars an hour and {a} dollars for cleaning. How many dollars "
-     "does {he} pay?", "n * m, it + a"),
-    ("{person} bought {n} {containers} for {k} dollars each. Every {container} held {a} {items}. {He} gave {b} of the "
-     "{items} to {other}. How many {items} does {person} have left?", "n * a, it - b"),
-    ("A farmer had {m} pens with {n} {animals} in each, and {a} {other_animals}. Then {k} of the {animals} ran away. "
-     "How many {animals} does the farmer have now?", "m * n, it - k"),
-    ("A taxi costs {k} dollars to start with and {m} dollars for every mile. How many dollars does {person} pay for a "
-     "ride of {n} miles?", "m * n, it + k"),
-    ("A theater has {b} seats upstairs. Downstairs it has {n} rows of {a} seats. How many more seats are there "
-     "downstairs than upstairs?", "n * a, it - b"),
-    ("An empty cart weighs {a} pounds. {person} loads it with {n} bricks of {m} pounds each. How many pounds does the "
-     "loaded cart weigh?", "n * m, it + a"),
-    ("A quiz has {a} questions, with {m} points for every right answer and none for a wrong one. {person} gets {n} "
-     "answers wrong and the others right. How many points does {he} get?", "a - n, it * m"),
-    ("{person} practices the violin for {a} minutes a day and {other} for {b}. How many more minutes than {other} does "
-     "{person} practice in {n} days?", "a - b, it * n"),
-    ("For a party {person} bought {n} pizzas for {m} dollars each and {k} bottles of juice for {a} dollars in all. How "
-     "many dollars did {he} spend?", "n * m, it + a"),
-    ("{other} has {m} {items}. {person} has {n} times as many {items} as {other}, and {b} {other_items}. How many "
-     "{items} and {other_items} does {person} have in all?", "m * n, it + b"),
-    ("This year {person} got {m} jars of honey from each of {n} hives. Last year it was {a} jars in all. How many more "
-     "jars did {he} get this year?", "m * n, it - a"),
-    ("A farmer plants {n} rows of {a} cabbages. Rabbits eat {m} cabbages in every row. How many cabbages are left?",
-     "a - m, it * n"),
-    # Two steps: division with addition or subtraction
-    ("{person} had {a} {items}. {He} kept {b} of them and shared the others equally among {n} friends. How many "
-     "{items} did each friend get?", "a - b, it / n"),
-    ("{person} has {a} {colour} {items} and {b} {other_colour} ones. {He} puts all of them into {n} {containers}, the "
-     "same number in each. How many {items} are in each {container}?", "a + b, it / n"),
-    ("{person} shared {a} {treats} equally among {n} children. {other} was one of them and already had {m} {treats}. "
-     "How many {treats} does {other} have now?", "a / n, it + m"),
-    ("{person} packed {a} {items} into {n} {containers}, the same number in each. Then {he} took {m} out of one "
-     "{container}. How many {items} are left in that {container}?", "a / n, it - m"),
-    ("A trip is planned for {a} children and {m} teachers. Each van carries {n} people. How many vans are needed?",
-     "a + m, it / n"),
-    ("{person} wants to buy a tent for {h} dollars. {He} has {a} dollars and saves {m} dollars a week. How many weeks "
-     "does {he} have to save?", "h - a, it / m"),
-    ("{person} cuts {m} inches off a ribbon of {a} inches and cuts the rest into {n} equal pieces. How many inches "
-     "long is each piece?", "a - m, it / n"),
-    ("A farmer collects {a} eggs in the morning and {b} in the evening. Each carton holds {n} eggs. How many cartons "
-     "can the farmer fill?", "a + b, it / n"),
-    ("{person} paid {a} dollars for {n} {items} of the same price. In another shop each one costs {m} dollars less. "
-     "How many dollars does one {item} cost there?", "a / n, it - m"),
-    ("{person} packed {a} {items} in {n} hours and took {b} {items} home. {other} packed {m} more {items} an hour than "
-     "{person}. How many {items} did {other} pack each hour?", "a / n, it + m", "a - b"),
-    ("A summer camp has {a} boys and {b} girls, and its hall has {m} windows. Each table seats {n} children. How many "
-     "tables does the camp need?", "a + b, it / n"),
-    ("In a book of {h} pages there are {a} pages of pictures. {person} reads all the other pages in {n} days, the same "
-     "number every day. How many pages does {he} read each day?", "h - a, it / n"),
-    ("A baker makes {a} {treats}, drops {m} of them on the floor and packs the others into {containers}, {n} in each. "
-     "How many {containers} can the baker fill?", "a - m, it / n"),
-    ("A street party costs {a} dollars for food and {b} dollars for music. The {n} families on the street share the "
-     "cost equally. How many dollars does each family pay?", "a + b, it / n"),
-    ("In {n} days {person} wrote {a} letters, the same number every day. {other} wrote {m} letters a day. How many "
-     "more letters a day did {person} write than {other}?", "a / n, it - m"),
-    ("{person} has {a} {items}, {n} times as many as {other}. How many {items} do the two of them have together?",
-     "a / n, it + a"),
-    ("{person} picked {a} {fruits} and {b} {other_fruits}. {He} ate {m} of the {fruits} and put the rest of the "
-     "{fruits} into {n} {containers}, equally many in each. How many {fruits} are in each {container}?",
-     "a - m, it / n"),
-    ("An old machine makes {h} screws in {n} minutes. A newer one makes {a} screws more a minute. How many screws does "
-     "the newer machine make in one minute?", "h / n, it + a"),
-    ("{person} is {a} years old. In {m} years {he} will be {n} times as old as {other} is now. How old is {other} now?",
-     "a + m, it / n"),
-    # Two steps: multiplication and division
-    ("A shop has {n} shelves. On each shelf are {m} {containers}, and each {container} holds {k} {items}. How many "
-     "{items} are there in all?", "n * m, it * k"),
-    ("{person} has {n} {containers} with {a} {items} in each. {He} shares all of the {items} equally among {m} "
-     "friends. How many {items} does each friend get?", "n * a, it / m"),
-    ("At the market {n} {fruits} cost {a} dollars. At the same price, how many dollars do {m} {fruits} cost?",
-     "a / n, it * m"),
-    ("{person} has {a} {items}. They are packed in {n} equal {containers}. How many {items} are there in {m} of the "
-     "{containers}?", "a / n, it * m", "n - m"),
-    ("A machine fills {a} bottles in {n} minutes. How many bottles does it fill in {m} minutes at the same speed?",
-     "a / n, it * m"),
-    ("A school orders {m} cases with {n} {items} in each, and {a} chairs. The {items} go to {k} rooms, the same number "
-     "to each. How many {items} does each room get?", "m * n, it / k"),
-    ("{person} has {n} bags with {m} bulbs in each and wants to plant {k} bulbs in every pot. How many pots does {he} "
-     "need for all of the bulbs?", "n * m, it / k"),
-    ("A cook needs {a} eggs for {n} cakes of the same kind. How many eggs does the cook need for {m} such cakes?",
-     "a / n, it * m"),
-    ("On a map, {n} inches stand for {a} miles. How many miles apart are two towns that are {m} inches apart on the "
-     "map?", "a / n, it * m"),
-    ("A class of {a} children works in groups of {n}, in a room with {k} windows. Each group gets {m} {items}. How "
-     "many {items} does the teacher hand out?", "a / n, it * m"),
-    ("{person} reads {m} chapters of a book a day and is done in {n} days. How many days does {other} need for the "
-     "same book at {k} chapters a day?", "m * n, it / k"),
-    ("A shop takes back empty bottles and pays {m} dollars for every {n} of them. How many dollars does {person} get "
-     "for {a} bottles?", "a / n, it * m"),
-]  # fmt: skip
+have 18: e = s ± x, k = t ±x u, f = s - t, g = s + t, i = x - u, j = x + u, z = e - k, d = s - x
+. {who} {had:@s {K} and @t {L}}
+. {who} {had:@s {K}}
+? {who} {had:@t {L}}
+. [then |later |after that, |*next, ||]{who} {<x got|lost>:@x {K} and @u {L}}
+. [then |later |after that, |*next, ||]{who} {<x got|lost>:@x [<x more|>|] {K}}
+? [then |later ||*next, ]{who} {<x got|lost>:@u {L}}
+? [now |now |in the end ||]{who} {has:[only |]@(e/k) {(K/L)}}
+(e/k/e/e) [how many|how many|*what number of] {(K/L/K/K)} {does} {who} {have} [now|<x in all|left>|<x
+  altogether|*still>]
+(s/t/s) how many {(K/L/K)} {aux} {who} {hold} [at first|at the start|in the beginning|to begin with|*originally]
+(x/u/x) how many {(K/L/K)} {aux} {who} {<x get|lose>}
+(f/g) how many (more {K} than {L}/{K} and {L}) {aux} {who} {hold} [at first|at the start|in the beginning|*originally]
+(i/j) how many (more {K} than {L}/{K} and {L}) {aux} {who} {<x get|lose>} [|in all]
+z how many more {K} than {L} {does} {who} {have} <x now|left>
+d how many more {K} {aux} {who} {hold} [|at first] than {it} {<x got|lost>}
 
-HELD_OUT = [
-    # One step: addition
-    ("When the party was over, {a} balloons were still whole and {b} had burst. How many balloons had there been at "
-     "the start?", "a + b"),
-    ("In a game of darts {other} scored {a} points, {m} points fewer than {person}. How many points did {person} "
-     "score?", "a + m"),
-    ("The water in the bay is {c} feet deep. {person} took {a} minutes to swim across it and {b} minutes to swim back. "
-     "For how many minutes did {he} swim in all?", "a + b"),
-    ("In {person}'s garden stand {a} rose bushes, {m} oaks and {n} birches. How many trees are there in the garden?",
-     "m + n"),
-    ("How many pounds does {person} carry up the stairs with a bag of {m} pounds in one hand and a bag of {n} pounds "
-     "in the other?", "m + n"),
-    ("A puppy weighed {m} pounds when {person} brought it home {k} weeks ago, and it has gained {n} pounds since. How "
-     "many pounds does the puppy weigh now?", "m + n"),
-    ("Some children were on the playground. Then {a} of them were called home, which left {b}. How many children had "
-     "been there at first?", "a + b"),
-    # One step: subtraction
-    ("Before it burned for {k} hours, a candle was {m} inches tall. Afterwards it was only {n} inches tall. By how "
-     "many inches did the candle shrink?", "m - n"),
-    ("{person} was born on the day when {other} turned {m}. Now {other} is {a} years old. How old does that make "
-     "{person}?", "a - m"),
-    ("For a sweater with {m} buttons {person} paid {b} dollars instead of {a}. How many dollars did {he} save?",
-     "a - b"),
-    ("All {h} tickets to the concert had been sold, but {a} ticket holders stayed at home. How many ticket holders "
-     "came?", "h - a"),
-    ("On Monday {person} did {a} sit-ups and {b} push-ups. On Tuesday {he} did {c} sit-ups. How many fewer sit-ups did "
-     "{he} do on Tuesday than on Monday?", "a - c"),
-    ("Of the {c} boys and {a} girls in a chess club, {b} girls and {d} boys have been to a tournament. How many of the "
-     "girls have not been to one yet?", "a - b", "c - d"),
-    ("A {container} of {a} {fruits} stood in the sun until {b} of the {fruits} went bad. How many {fruits} were still "
-     "good?", "a - b"),
-    ("A tour bus has {a} seats. So far {b} of them are booked, for {m} dollars each. How many seats can still be "
-     "booked?", "a - b"),
-    ("All of {person}'s {a} {items} are either {colour} or {other_colour}. If {b} are {colour}, how many are "
-     "{other_colour}?", "a - b"),
-    # One step: multiplication
-    ("After the rain {person} found {m} snails on each of the {n} bushes by the fence. How many snails did {he} find?",
-     "m * n"),
-    ("What does {person} pay, in dollars, for {n} violin lessons of {a} minutes if one lesson costs {m} dollars?",
-     "n * m"),
-    ("How many miles does a mail carrier walk in {n} days if the daily route is {m} miles long?", "n * m"),
-    ("{other}'s tower of toy bricks is {m} inches high. {person} builds one that is {n} times as high. How many inches "
-     "high is {person}'s tower?", "m * n"),
-    ("Teams from {k} schools come to a tournament. Every school sends {n} teams, and every team has {m} players. How "
-     "many players does each school send?", "n * m"),
-    ("A tray has room for {m} {treats}. How many {treats} can {person} carry to the guests on {n} full trays?",
-     "m * n"),
-    # One step: division
-    ("A game has {a} cards, and a round takes {m} minutes. All of the cards are dealt to {n} players, who get equally "
-     "many. How many cards does each player hold?", "a / n"),
-    ("{person} wants to run {a} miles this month at {n} miles a run. How many runs will that take {him}?", "a / n"),
-    ("It took {n} barrels of the same size to hold {h} gallons of cider, and every barrel was full. How many gallons "
-     "does one barrel hold?", "h / n"),
-    ("{other}'s savings of {a} dollars are {n} times as large as {person}'s. How many dollars has {person} saved?",
-     "a / n"),
-    ("A tailor sews {n} buttons on every shirt and {m} on every coat. For how many shirts are {a} buttons enough?",
-     "a / n"),
-    ("For {b} dollars {person} buys a {container} of {a} {fruits} and divides the {fruits} evenly among {n} neighbors. "
-     "How many {fruits} does each neighbor receive?", "a / n"),
-    # Two steps: addition and subtraction
-    ("{person} found {a} new messages in the morning and got {b} more during the day. In the evening {c} of all these "
-     "were still unread. How many of the messages had {he} read?", "a + b, it - c"),
-    ("{other}'s sunflower is {m} inches taller than {person}'s and {n} inches shorter than {third}'s. If {person}'s "
-     "sunflower measures {a} inches, how many inches tall is {third}'s?", "a + m, it + n"),
-    ("In May {h} people lived in a village. By fall {a} had moved away, {b} had moved in and {m} new houses had been "
-     "built. How many people lived there then?", "h - a, it + b"),
-    ("From a plate of {a} {treats} {person} took {m}, and {other} took {n} more than {person}. How many {treats} did "
-     "the two of them take together?", "m + n, it + m", "a - m, it - m, it - n"),
-    ("How many dollars does {person} still need for a bicycle that costs {h} dollars if {he} has saved {a} dollars and "
-     "{other} lends {him} {b}?", "h - a, it - b"),
-    ("A squirrel hid {a} nuts under one tree and {b} under another. In winter it dug up only {c} of them. How many "
-     "nuts stayed in the ground?", "a + b, it - c"),
-    # Two steps: multiplication with addition or subtraction
-    ("A school rents {n} buses with {a} seats each for a trip. On the way {b} of the seats stay empty. How many of the "
-     "seats are in use?", "n * a, it - b"),
-    ("Every day a cafe makes {a} {treats} and sells {b} of them. A shelter gets the rest. How many {treats} does the "
-     "shelter get in {n} days?", "a - b, it * n"),
-    ("At the fair each ride costs {m} dollars and lunch costs {k} dollars. {person} takes {n} rides and has lunch "
-     "once. How many dollars does {he} spend?", "n * m, it + k"),
-    ("A shelf hangs {a} inches above the floor. On it {person} stacks {n} boxes, each of them {m} inches high. How "
-     "many inches above the floor is the top of the stack?", "n * m, it + a"),
-    ("{person}'s house is {a} years old, and the church across the street is {n} times as old. How many years older "
-     "than the house is the church?", "a * n, it - a"),
-    ("On Saturday {person} delivered {a} newspapers on each of {n} streets. On Sunday, in {m} hours, {he} delivered "
-     "{b} in all. How many newspapers did {he} deliver over the weekend?", "a * n, it + b"),
-    # Two steps: division with addition or subtraction
-    ("At the movies {person} paid {a} dollars in all, {m} dollars for popcorn and the rest for {n} tickets of the same "
-     "price. How many dollars was each ticket?", "a - m, it / n"),
-    ("A gym teacher tells {a} girls and {b} boys to line up in rows of {n}. How many rows does that make?",
-     "a + b, it / n"),
-    ("A carton of {a} {items} was divided evenly among {n} cousins. {person}, one of the cousins, lost {m} of the "
-     "{items} on the way home. How many {items} did {he} bring home?", "a / n, it - m"),
-    ("A shepherd has {a} pounds of feed and buys {b} pounds more. All {m} sheep together eat {n} pounds a day. How "
-     "many days does the feed last?", "a + b, it / n"),
-    ("A kite is {a} feet above the ground, which is {n} times the height of the tree below it. How many feet above the "
-     "top of the tree is the kite?", "a / n, a - it"),
-    # Two steps: multiplication and division
-    ("A cafe uses up {m} tea bags a day. For how many days will {n} {containers} with {a} tea bags in each be enough?",
-     "n * a, it / m"),
-    ("{person} jogs around the park {n} times in {a} minutes. How many minutes would {he} take for {m} rounds at the "
-     "same pace?", "a / n, it * m"),
-    ("In one afternoon {n} scouts collected {a} cans each, and {m} families got all the cans, equally many to each "
-     "family. How many cans did every family get?", "n * a, it / m"),
-    ("{person} strings {m} red beads for every {n} white ones. How many red beads go with {a} white beads?",
-     "a / n, it * m"),
-]  # fmt: skip
+have 4: g = s + t, m = g ± x, e = s ± x
+. {who} {had:@s {K} and @t {L}}
+. [then |later |]{who} {<x got|lost>:@x [<x more|>|] {K}}
+g how many {K} and {L} {aux} {who} {hold} [at first|before that]
+m how many {K} and {L} {does} {who} {have} <x in all|[left|now]>
 
-TEMPLATES, HELD_OUT = ([Template(*row) for row in table] for table in (TEMPLATES, HELD_OUT))
+packs 5 (toy treat fruit): v = a + b, w = v + c, p = b + c, d = a - b
+. {P} [bought|has|found|*ordered] @a {C} of {K}, @b {C} of {L} and @c {C} of {M}
+. {P} [bought|has|found|*ordered] @a {C} of {K} and @b {C} of {L}
+. {P} [bought|has|found|*ordered] @(a/b/c) {C} of {(K/L/M)}
+? {he} has @v {C} of {K} and {L} [in all|together]
+? {he} has @w {C} [in all|altogether]
+(v/p/w) how many {C} (of {K} and {L} /of {L} and {M} /)does {P} have [|now|in all|altogether]
+(a/b/c) how many {C} of {(K/L/M)} does {P} have
+d how many more {C} of {K} than of {L} does {P} have
+
+need 6 (toy fruit stuff treat): n = a - c, o = b - e, v = n + o, d = a - b, f = c - e
+. {P} needs @a {K} and @b {L} for [a party|a dish|the class|a project|*a bazaar]
+. {P} needs @(a/b) {(K/L)} for [a party|a dish|the class|a project|*a bazaar]
+. {he} [already |]has [got |]@c {K} and @e {L}
+? {he} [already |]has [got |]@(c/e) {(K/L)}
+(n/o/n) how many more {(K/L/K)} does {P} [need|have to get|*lack]
+(d/f) how many more {K} than {L} does {P} (need in all/already have)
+v how many {K} and {L} are [missing|still needed] in all
+
+both 5 (toy fruit treat money): c = a + x, e = b + y, d = a - b, f = c - e, v = a + b, w = c + e
+. {P} had @a {K} and {Q} had @b {K}
+. {(P/Q)} had @(a/b) {K}
+. [then they went to a shop|they [played|worked|traded] [all day|for a while]|they got some more], and now {P} has @c
+  {K} and {Q} has @e
+. [later|then] {P} got more, and now {he} has @c {K}
+? now {Q} has @e {K}
+(x/y) how many more {K} did {(P/Q)} get
+(d/f) how many more {K} (did {P} have than {Q} at first/does {P} have than {Q} now)
+(v/w) how many {K} (did they have together at first/do the two have now)
+
+give 4: p = a - x, q = b + x, w = a + b, d = a - b
+. {P} has @a {K}[, and {Q} has @b {K}|. {Q} has @b {K}|, while {Q} has @b]
+. {(P/Q)} has @(a/b) {K}
+. [then |later ||]{P} [gives|*hands|*passes] @x {K} to {Q}
+? now {(P/Q)} has @(p/q) {K}
+(p/q/b) how many {K} (does {P} have [left|now]/does {Q} have now/did {Q} have [at first|before that])
+(w/d) how many (/more ){K} (do they/did {P}) have (together/than {Q} at first)
+
+who 16: b = a ± d, c = b ± f, v = a + b, w = v + c, p = b + c, q = a + c, r = c - a
+? {P} {did:@a {K}} {t1}, {Q} {did:@b [|{K}]} and {R} {did:@c}
+? {P} {did:@a {K}} {t1}, and {Q} {did:@b [|{K}]}
+? {(P/Q/R)} {did:@(a/b/c) {K}} {t1}
+? {Q} {did:@d <d more|fewer> {K}} than {P} and @f <f fewer|more> than {R} {t1}
+? {(Q/R)} {did:@(d/f) <(d/f) more|fewer> {K}} than {(P/Q)} {t1}
+? [together |in all ]{P} and {Q} {doing:@v {K}}
+(a/b/c) how many {K} {aux} {(P/Q/R)} {do} {t1}
+(d/f/d) how many <(d/f/d) more|fewer> {K} {aux} {(Q/R/Q)} {do} [than|than|compared to] {(P/Q/P)}
+d how many <d fewer|more> {K} {aux} {P} {do} {t1} than {Q}
+r how many more {K} {aux} {R} {do} than {P}
+(v/p/q/v) how many {K} {aux2} {(P/Q/P/P)} and {(Q/R/R/Q)} {do} [together|in all|altogether|*combined]
+w how many {K} {aux2} they {do} [together|in all|altogether|in total|*combined]
+
+pairs 7: c = a ± d, e = b ± f, v = a + b, w = a + c, z = b + e, i = a - b
+. {P} {did:@a {K} and @b {L}} {t1}
+. {P} {did:@(a/b) {(K/L)}} {t1}
+? {Q} {did:@d <d more|fewer> {K} [and|but] @f <f more|fewer> {L}} than {P}
+? {Q} {did:@(d/f) <(d/f) more|fewer> {(K/L)}} than {P}
+? {Q} {did:@(c/e) {(K/L)}} {t1}
+(a/b/c/e) how many {(K/L/K/L)} {aux} {(P/P/Q/Q)} {do} {t1}
+(v/i) how many ({K} and/more {K} than) {L} {aux} {P} {do}
+(w/z) how many {(K/L)} {aux2} {P} and {Q} {do} [together|in all|altogether]
+
+who 2: b = a * d, v = a + b, r = b - a
+? {(P/Q)} {did:@(a/b) {K}} {t1}
+? {Q} {did:@d times as many {K}} as {P} {t1}
+(a/b/r) how many (//more ){K} {aux} {(P/Q/Q)} {do} (//than {P})
+d how many times as many {K} as {P} {aux} {Q} {do}
+v how many {K} {aux2} they {do} [together|in all|altogether|in total|*combined]
+
+when 16: b = a ± d, c = b ± f, v = a + b, w = v + c, p = b + c, q = a + c, r = c - a
+? {P} {did:@a {K}} {t1}, @b {t2} and @c {t3}
+? {P} {did:@a {K}} {t1} and @b [{K} |]{t2}
+? {P} {did:@(a/b/c) {K}} {(t1/t2/t3)}
+? {P} {did:@(d/f) <(d/f) more|fewer> {K}} {(t2/t3)} than {(t1/t2)}
+? {t1} and {t2} together {P} {did:@v {K}}
+(a/b/c) how many {K} {aux} {P} {do} {(t1/t2/t3)}
+(d/f/d) how many <(d/f/d) more|fewer> {K} {aux} {P} {do} {(t2/t3/t2)} [than|than|compared to] {(t1/t2/t1)}
+d how many <d fewer|more> {K} {aux} {P} {do} {t1} than {t2}
+r how many more {K} {aux} {P} {do} {t3} than {t1}
+(v/p/q/v) how many {K} {aux} {P} {do} {(t1/t2/t1/t1)} and {(t2/t3/t3/t2)} [|in all|altogether]
+w how many {K} {aux} {P} {do} [in all|altogether|in total|*all in all]
+
+what 16: b = a ± d, c = b ± f, v = a + b, w = v + c, p = b + c, q = a + c, r = c - a
+? {P} {did:@a {K}, @b {L} and @c {M}} {t1}
+? {P} {did:@a {K} and @b {L}} {t1}
+? {P} {did:@(a/b/c) {(K/L/M)}} {t1}
+? {P} {did:@(d/f) <(d/f) more|fewer> {(L/M)} than {(K/L)}} {t1}
+? {P} {did:@v {K} and {L} [in all|altogether]} {t1}
+(a/b/c) how many {(K/L/M)} {aux} {P} {do} {t1}
+(d/f/d) how many <(d/f/d) more|fewer> {(L/M/L)} than {(K/L/K)} {aux} {P} {do}
+d how many <d fewer|more> {K} than {L} {aux} {P} {do}
+r how many more {M} than {K} {aux} {P} {do}
+(v/p/q/v) how many {(K/L/K/K)} and {(L/M/M/L)} {aux} {P} {do} [in all|altogether|in total|*all in all]
+
+grid 6: v = a + b, p = a + c, q = b + e, d = a - b, f = c - a, r = e - b
+. {P} {did:@a {K} and @b {L}} {t1}
+. {P} {did:@(a/b) {(K/L)}} {t1}
+. [and ||]{he} {did:@c [more |]{K} and @e [more |]{L}} {t2}
+. {P} {did:@(c/e) {(K/L)}} {t2}
+(v/d) how many ({K} and/more {K} than) {L} {aux} {P} {do} {t1}
+(p/q) how many {(K/L)} {aux} {P} {do} [in all|altogether|in total]
+(f/r) how many more {(K/L)} {aux} {P} {do} {t2} than {t1}
+
+size 12: b = a ± d, c = b ± f, v = a + b
+? {(X/Y/Z)} {did:@(a/b/c) {unit} {tall}}
+? {(Y/Z)} {did:@(d/f) {unit} <(d/f) {more}|{less}>} than {(X/Y)}
+(a/b/c) how [{how}|many {unit} {tall}] {aux} {(X/Y/Z)} {do}
+d how many {unit} <d {more}|{less}> {aux} {Y} {do} than {X}
+d how many {unit} <d {less}|{more}> {aux} {X} {do} than {Y}
+
+parts 8: w = a + b, a = b + d
+. there are @a {A} and @b {B} {at}
+? there are @w {N} {at}[, and|. of them|. of these] @(a/b) are {(A1/B1)}
+? there are @(w/a/b) {(N/A/B)} {at}
+? {at} there are @d more {A} than {B}
+(a/b) how many {(A/B)} are there [|{at}]
+w how many {N} are there {at} [|in all|altogether|in total|*all told]
+d how many more {A} than {B} are there [|{at}]
+
+group 12 (toy fruit treat): t = n * m, w = t + r, v = t - s, p = t - n
+. [there are @n {C} with @m {K} in each {c}|{P} has @n {C} of {K}. each {c} [holds|contains|has] @m {K}]
+. [each {c} [holds|contains] @m {K}. {P} has @n {C}|{P} filled @n {C} with @m {K} each|*{P} bought @n {C}, each of them
+  with @m {K}]
+. [{P} has @t {K}. {he} puts @m {K} in each {c}|{P} packs @t {K} into {C} with @m {K} in each|*@t {K} fill some {C}, @m
+  to a {c}]
+. [each {c} holds @m {K}. there are @t {K} [in all|in total]|the @t {K} are [organized|split|sorted] into {C} of @m {K}]
+. [{P} puts @t {K} into @n {C} with the same number in each|there are @t {K} in @n {C}, equally many in each|*@n equal
+  {C} hold @t {K}]
+. {P} has @n {C} with the same number of {K} in each and @t {K} [in all|altogether]
+! [{P} [also has|finds|has|*keeps] @r [more|loose|other|extra] {K}|@r {K} [are|lie] [on the table|elsewhere]]
+! @s of the {K} are [broken|lost|taken out|given away|sold|bad|*missing]
+t how many {K} [are there|does {P} have] inside the {C} [|in all|altogether]
+n how many {C} [are there|are needed|can be filled|*does that make]
+m how many {K} [are in|are in|does {P} put in|*go into] each {c}
+(w/v/p) how many (//more ){K} (are there [in all|altogether]/[are left|remain]/than {C} are there)
+
+share 8 (toy treat fruit): t = n * m, w = t + r, k = m - e, v = a + b, g = v / n, i = a / n
+. [{P} gave @m {K} to each of the @n [guests|cousins]|@n [friends|children] got @m {K} each from {P}|*each of @n cousins
+  got @m {K}]
+. [{P} gave @m {K} to each of {his} friends. {he} gave away @t {K} in all|{P} shared @t {K} among some friends, who got
+  @m {K} each]
+. [{P} shared @t {K} [equally|evenly] among @n friends|{P} gave equal numbers of {K} to [the|{his}] @n [guests|cousins].
+  {he} gave away @t {K} in all]
+. [@n [children|friends] share @t {K} equally|*@t {K} were divided evenly between @n cousins]
+. [{P} gave equal numbers of {K} and {L} to [the|{his}] @n [guests|cousins]. {he} had @a {K} and @b {L} [at first|]|{P}
+  has @a {K} and @b {L}. {he} [shares|divides] them equally among [the|{his}] @n [guests|friends]]
+! {P} [kept @r {K}|still had @r left]
+! [everyone|each of them] [used|lost|*gave back] @e of them
+(t/n/m) how many ({K} were given away [in all|altogether]/[friends|people] got {K}/{K} did each of them get)
+(w/k/g/i) how many ({K} did {P} have [at first|in the beginning]/{K} does each of them have left/{K} and {L} does each
+  friend get/{K} does each friend get)
+
+price 11 (toy treat fruit): t = n * m, g = h * o, r = c + t, q = m - e, w = t + f, i = n - j, a = b + n
+. [{P} buys @n {K} and @h {L}. each {k} costs @m dollars and each of the {L} costs @o dollars|the shop makes @m dollars
+  off each {k} and @o dollars off each of the {L}. it sold @n {K} and @h {L}]
+. [{P} [buys|bought] @n {K} for @m dollars each|each {k} costs @m dollars. {P} [buys|bought] @n {K}|*{P} took @n {K} at
+  @m dollars apiece]
+. [{P} paid @t dollars for {K} that cost @m dollars each|each {k} costs @m dollars. {P} [spent|paid] @t dollars on {K}]
+. [{P} paid @t dollars for @n {K}|{P} bought @n {K} for @t dollars, each at the same price|*a set of @n {K} was sold for
+  @t dollars]
+. each {k} costs @m dollars. {P} bought @i {K} [on Monday|in the morning] and @j [on Tuesday|in the evening]
+. there were @a {K} in the shop for @m dollars each. {P} bought some of them, and now @b {K} are left
+! [{P} [had|took|came with] @r dollars|[each {k} is @e dollars off|the price of each {k} is lowered by @e dollars]]
+! {P} [also|then] [bought|paid for] a [bag|hat|book|drink|*map] for @f dollars
+(t/g/n/m) how (much are the {K} [|in all]/much are the {L} [|in all]/many {K} did {P} buy/much [did each {k} cost|is one
+  {k}])
+t how much did {P} [spend|pay|*hand over] [for|on] the {K}
+(c/q/w) how much (money does {P} have left/[does each {k} cost|do you pay for each {k}] [now|then]/did {P} spend in all)
+
+sell 3 (toy treat): t = n * m, p = t - f
+. [{P} [sells|sold] @n {K} for @m dollars each|the shop makes @m dollars off each {k}. it sold @n {K}|*@n {K} went for
+  @m dollars a piece]
+. [{P} sold {K} for @m dollars each and made @t dollars|the shop makes @m dollars off each {k}. it made @t dollars
+  [by|from] selling {K}]
+. [{P} sold @n {K} and made @t dollars|the shop made @t dollars by selling @n {K}|*@n {K} brought in @t dollars]
+! the [stall|table|ad] cost @f dollars
+(t/n/m) how (much was made [in all|altogether|]/many {K} were sold/much was made off each {k})
+p how much money was left after that
+
+wage 5 (money): t = n * m, w = t - r, q = m - e, g = n * q
+. {P} earns @m dollars [a|every|each|per] {i}. {he} works for @n {i}s
+. {P} worked [for ||]@n {i}s at @m dollars [a|per] {i}
+. {P} earns @m dollars [a|every|each|per] {i}. {he} made @t dollars [in all|from {his} work]
+. {P} [earned|made] @t dollars in @n {i}s, the same each {i}
+! {he} spent @r dollars [of it|on rent|on food]
+! {he} pays @e dollars [every|each|per] {i} for [food|the bus|*tools]
+t how [much money|many dollars] [did|does] {P} [earn|make|get] [|in all|altogether]
+n [how many {i}s|for how many {i}s] did {P} work
+m how much [does|did] {P} [earn|make] [each|per|every] {i}
+(w/q/g) how much [money |]does {P} (have left/keep each {i}/keep in all)
+
+daily 8 (study exercise problem drink): t = n * m, u = j * o, w = t + r, a = b + t
+. {P} [did|had|finished] @t {K} in the first @n days and @u {K} in the [next|remaining|last] @j days
+. {P} had @t {K} and @u {L}. {he} [uses|finishes] @m {K} and @o {L} [a|every|each|per] day
+. [{P} [has|does|finishes|gets through] @m {K} [a|every|each|per] day on @n days|*over @n days {P} deals with @m {K}
+  daily]
+. [{P} [does|has|finishes] @m {K} [a|every|each|per] day. {he} has @t {K}|with @m {K} a day {P} gets through @t {K}]
+. [{P} [did|had|finished] @t {K} in @n days|in @n days {P} got through @t {K}, the same number [each|every] day|*@t {K}
+  took {P} @n days]
+! [on the last day|today] {P} has @r {K} more
+! {P} had @a {K} [|at first]
+(t/w/b) how many {K} (is that [in all|altogether]/does {P} have in all/are left)
+n [how many days does [it take|{P} need]|how [long|many days] do the {K} last|*how many days go by]
+m how many {K} [did {P} finish|did {he} finish|does {P} get through] [each|per|every] day
+n how many days would the {K} last
+j how many days would the {L} last
+
+machine 5 (toy treat): t = n * m, i = n - j, u = t - v, w = t - r
+. a machine [makes|can make] @m {K} [a|per|each|every] minute. it [was on|ran] for @n minutes
+. the [factory|workshop|baker|*printer] makes @m {K} [an hour|per hour] for @n hours
+. a machine [makes|can make] @m {K} [a|per|each|every] minute. it made @t {K} [in all|today|yesterday]
+. [a machine made @t {K} in @n minutes|it took a machine @n minutes to make @t {K}|*in @n minutes @t {K} came out of the
+  machine]
+. a machine [makes|can make] @m {K} [a|per] minute. it [was on|ran] for @i minutes [yesterday|on Monday] and @j minutes
+  [today|on Tuesday]
+. a machine made @u {K} [yesterday|on Monday] and @v {K} [today|on Tuesday]. it [makes|can make] @m {K} [a|per] minute
+! @r of the {K} were [broken|bad|thrown away]
+(t/w/m) how many (/good /){K} (did it make [in all|altogether|]/did it make/does it make [a|per|each] minute)
+n [how long|for how many minutes|how many minutes] did it work [|in all]
+
+seats 8 (people plant toy): t = n * m, w = t - r, v = t + s, u = t - a
+. [there are @n {G} [of|with] @m {K} [|each]|@m {K} are in each of the @n {G}|*@n {G} take @m {K} each]
+. [@t {K} [form|make up|are split into|fill] {G} of @m|there are @t {K}. each of the {G} has @m {K}|*{G} for @m {K} take
+  @t {K}]
+. [@t {K} are split into @n equal {G}|@t {K} [form|make up|fill] @n {G} of the same size|@n {G} have @t {K}, the same
+  number in each]
+. @u of the {K} are [new|for {him}] and the other @a are not. they [make|form] {G} of @m
+! @r [of the {K}|{K}] are [taken away|no longer there]
+! @s {K} [come late|have no place|are added]
+(t/n/m) how many ({K} are there [|altogether]/{G} are [there|needed]/{K} are in each of the {G})
+(w/v) how many {K} are (left/there [in all|altogether])
+
+each 13: t = n * m, g = n * o, s = m + o, w = n * s, p = t - n, q = t - r, k = t / f, u = t - i
+. [there are @n {H}. each {h} {has} @m {K} and @o {L}|each {h} {has} @m {K} and @o {L}[, and there are|. {P} has] @n
+  {H}]
+. [there are @n {H}. each {h} {has} @m {K}|each {h} {has} @m {K}[, and there are|. {P} has] @n {H}|there are @n {H} with
+  @m {K} [in|for] each|{P} has @n {H} of {K}. each {h} {has} @m {K}|*{P} saw @n {H}, each of them with @m {K}]
+. [{P} has @t {K}[. each| and each] {h} {has} @m {K}|each {h} {has} @m {K}. there are @t {K} [in all|in total]|*@t {K}
+  fill some {H}, @m to a {h}]
+. [there are @n {H} [with|of] the same [number|amount] of {K} and @t {K} [in all|altogether]|@n {H} {hold} @t {K} [in
+  all| altogether], [the same number|equally many] each|*@n equal {H} {hold} @t {K}]
+! @r of the {K} are [lost|gone|missing|*elsewhere]
+! @i places are [taken|not free] now
+! {P} puts the {K} in rows of @f
+(t/t/g) how many {(K/K/L)} [are there|does {P} count] [altogether|in total]
+(n/m) how many ({H} [are there|are needed|does {P} have]/{K} does each {h} {holds})
+(s/w) how many {K} and {L} (does each {h} {holds}/are there [in all|altogether])
+(p/q/k/u) how many (more {K} than {H} are there/{K} are left/rows of {K} does {P} get/more {K} have a place)
+
+each 4: t = n * m, g = j * o, s = n + j
+. there are @n {A1} {H} and @j {B1} {H}. each {A1} {h} {has} @m {K} and each {B1} {h} {has} @o {K}
+(t/g) how many {K} are [there|needed] for the {(A1/B1)} {H}
+s how many {H} are there [in all|altogether]
+
+*dishes 3 (dish): t = n * m, w = t - r
+. @n stacks of @m {K} stand in the kitchen
+. {P} makes stacks of @m {K} from @t {K}
+. @t {K} stand in @n equal stacks
+! @r {K} fall down and break
+(t/n/m/w) how many ({K} are there/stacks are there/{K} are in a stack/{K} are left)
+
+*recipes 3 (stuff): t = n * m, w = t + r
+. each of @n [recipes|jobs] takes @m {K}
+. there are @t {K}. each recipe takes @m {K}
+. @n equal [recipes|jobs] take @t {K}
+! @r {K} are spilled
+(t/n/m/w) (how many {K} are needed/for how many recipes is that enough/how many {K} does each take/how many {K} are
+  gone)
+"""
+
+# Who does what with what: which stories a line is for, the kinds, and its slots. A verb is past/base, ~ its object;
+# what stands behind " / " may be left out of a question. Lines with + and - are what comes and what goes.
+DOMAIN_LINES = """
+have (toy): who {P}; had had/have ~ / [in a box|in {his} room|on {his} desk|in {his} collection|*in the attic|]
++ found/find ~ / [at the park|on the way to school|under the bed|*in the garage] & bought/buy ~ / [at the store|at a
+  sale|*online]
++ got/get ~ from {Q} & received/receive ~ / from {his} [mother|father|aunt] & won/win ~ / at the fair &
+  collected/collect ~ & made/make ~
++ *borrowed/borrow ~ from {Q} & *picked/pick up ~ / in town
+- lost/lose ~ / [at school|on the tram|at the beach|*in the woods] & gave/give ~ to {Q} & gave/give away ~ & sold/sell ~
+  / at the market
+- threw/throw away ~ & broke/break ~ & used/use ~ / for a project & left/leave ~ at home & put/put ~ in a {c}
+- *donated/donate ~ to the school & *traded/trade away ~ & *lent/lend ~ to {Q}
+
+have (fruit treat): who {P}; had had/have ~ / [in the kitchen|in a bag|*in the fridge|]
++ bought/buy ~ / [at the store|at the market|*at the corner shop] & got/get ~ from {Q} & made/make ~ & baked/bake ~ &
+  brought/bring home ~
++ picked/pick ~ & *ordered/order ~
+- ate/eat ~ / [for lunch|for breakfast|after school|*on the way] & gave/give ~ to {Q} & shared/share ~ with {his}
+  friends & dropped/drop ~
+- ate/eat ~ & sold/sell ~ & used/use ~ for a salad & *served/serve ~ / to the guests & *burned/burn ~
+
+have (treat): who the [baker|cafe|bakery|*cook]; had [had/have|made/make] ~ / [|on the shelf|*in the window]
++ made/make ~ & bought/buy ~ & received/receive ~ & *ordered/order ~
+- sold/sell ~ / [in the morning|by noon|*to a school] & threw/throw away ~ & gave/give away ~ & *used/use up ~
+
+have (fruit toy treat): who the [shop|store|grocery store|market|*kiosk]; had had/have ~ / [|on the shelf|*in the
+  window]
++ bought/buy ~ & received/receive ~ / from a farm & got/get ~ & *ordered/order ~
+- sold/sell ~ / [in the morning|by noon|*to a school] & threw/throw away ~ & gave/give away ~ & lost/lose ~ / in a fire
+  & *used/use up ~
+
+have (animal fruit): who the [farmer|*rancher]; had had/have ~ / [in the barn|on the farm|*in the stable]
++ bought/buy ~ / [at the market|from a neighbor] & raised/raise ~ & got/get ~ from {Q}
+- sold/sell ~ / [at the market|*to a zoo] & lost/lose ~ / in a storm & gave/give ~ to {Q}
+
+have (money): who {P}; had had/have ~ / [in {his} wallet|in the bank|in a jar|*in {his} purse|]
++ earned/earn ~ / [by washing cars|for chores|*as a waiter] & got/get ~ from {Q} & received/receive ~ / for {his}
+  birthday
++ found/find ~ / in a coat & collected/collect ~ & *made/make ~ / by selling lemonade
+- spent/spend ~ / on [a book|lunch|shoes|a toy|a ticket|clothes|food|*a haircut|*medicine] & gave/give ~ to {Q}
+- paid/pay ~ / for [a shirt|a bag|a meal|*repairs] & lost/lose ~ & spent/spend ~ & *donated/donate ~ / to a shelter
+
+have (stuff): who {P}; had had/have ~ / [at home|in the kitchen|*in the pantry]
++ bought/buy ~ / at the store & got/get ~ from {Q} & *ordered/order ~
+- used/use ~ / [for a cake|for dinner|*for a stew] & gave/give ~ to {Q} & spilled/spill ~ & sold/sell ~
+
+have (computer): who {P}; had had/have ~ on {his} [tablet|computer|*laptop]
++ added/add ~ & downloaded/download ~ & got/get ~ from {Q} & *installed/install ~
+- deleted/delete ~ / by mistake & removed/remove ~ & lost/lose ~ & *erased/erase ~
+
+have (book toy): who the [library|museum|school|*archive]; had had/have ~ / [|on display|in the hall|*in the cellar]
++ bought/buy ~ & received/receive ~ / as a gift & *acquired/acquire ~
+- lost/lose ~ / in a flood & lent/lend ~ to {Q} & sold/sell ~ & threw/throw away ~ & *gave/give ~ to a school
+
+have (pound): who {P}; had weighed/weigh ~; have weigh; has weighs ~; left pounds
++ gained/gain ~ / [over the winter|on a trip|*on holiday] & put/put on ~
+- lost/lose ~ / [by jogging|*on a diet] & lost/lose ~ / in the [first|second] month & *worked/work off ~
+
+have (people): had there were ~ [on the tram|on the train|in the room|in the {place}|in the class|in line|*on the boat]
++ ~ came along & ~ arrived & ~ joined & ~ got on & *~ showed up
+- ~ left & ~ went home & ~ got off & ~ walked out & *~ fell asleep
+
+have (bird animal): had there were ~ [in a tree|on the wall|in the field|on the roof|by the pond|*on the lawn]
++ ~ came to the others & ~ arrived & ~ came along & *~ settled there
+- ~ went away & ~ left & ~ ran off & *~ moved on
+
+have (plant): had there were ~ [in the garden|in the park|in the yard|along the street|*behind the church]
++ ~ were planted [|by {him}] & ~ were added & *~ were set out
+- ~ died [|in a storm] & ~ were cut down & ~ fell down [|in the wind] & *~ dried up
+
+have (toy fruit treat): had there were ~ [in the {c}|on the table|on the shelf|in the drawer|*on the counter]
++ ~ were added & ~ were laid there & ~ were put there by {him} & *~ were dropped in
+- ~ were taken out [|by {him}] & ~ were taken away & ~ were removed & *~ were stolen & *~ were carried off
+
+*have (toy stuff): who the [tailor|painter|carpenter]; had had/have ~ / in the workshop
++ bought/buy ~ & ordered/order ~
+- used/use ~ / for an order & sold/sell ~ & wasted/waste ~
+
+*have (page): who {P}; had had/have ~ to read
++ got/get ~ from the teacher & found/find ~
+- finished/finish ~ & skipped/skip ~
+
+*have (people): had there were ~ [at the party|at the meeting]
++ ~ turned up & ~ came back
+- ~ said goodbye & ~ had to leave
+
+give who (toy fruit treat): did has/have ~; aux does; aux2 do
+who (animal): did has/have ~ [in the yard|on the farm|*in the barn]; aux does; aux2 do
+who (money): did has/have ~; aux does; aux2 do
+who when what pairs grid (toy fruit treat): did bought/buy ~; times day shop
+who when what pairs grid (fruit): did picked/pick ~; times day part
+who when what pairs grid (toy): did [found/find|collected/collect] ~; times day place
+who when what pairs grid (treat fruit): did ate/eat ~; times day part
+who when what pairs grid (toy treat fruit): did sold/sell ~; times day part month
+who when what pairs grid (treat toy): did [made/make|*painted/paint] ~; times day part
+who when what pairs grid (treat): did baked/bake ~; times day
+who when what pairs (study): did [had/have|finished/finish|*did/do] ~; times day part
+who when what pairs (page): did [read/read|had/have|*wrote/write] ~; times day part
+who when (point): did [got/get|shot/shoot] ~; times game
+who when what pairs (exercise): did did/do ~; times day part
+who when (mile): did [ran/run|walked/walk|drove/drive|*hiked/hike] ~; times day
+who when (money): did [saved/save|earned/earn|spent/spend|made/make|*donated/donate] ~; times day month
+who when what pairs grid (computer): did [got/get|sent/send|*wrote/write] ~; times day
+who when what pairs grid (bird animal): did saw/see ~; times day place
+who when (people): did [met/meet|invited/invite|*taught/teach] ~; times day place
+who when what pairs grid (plant): did planted/plant ~; times day month
+who when what pairs (problem): did solved/solve ~; times day part
+who when what pairs (dish): did washed/wash ~; times day part
+who when what pairs grid (drink): did drank/drink ~; times day part
+who when (hour): did [worked/work|slept/sleep|*waited/wait] ~; times day
+who when what pairs grid (toy): did won/win ~; times game
+who when (stuff): did used/use ~; times day month
+*who when what pairs grid (bird toy): did counted/count ~; times day place
+*who when what pairs (fish): did caught/catch ~; times day part
+*who when (stone): did lifted/lift ~; times day
+
+size (toy): XYZ {P}/{Q}/{R}; did jumped/jump ~; aux did; unit inches; how far; tall ; more farther; less less
+size (toy): XYZ {P}/{Q}/{R}; did weighs/weigh ~; aux does; unit [pounds|kilograms]; how much; tall ; more more; less
+  less
+size (toy): XYZ {P}/{Q}/{R}; did is/ ~; aux is; unit [years|months]; how old; tall old; more older; less younger
+size (toy): XYZ {P}/{Q}/{R}; did is/ ~; aux is; unit [inches|*centimeters]; how tall; tall tall; more taller; less
+  shorter
+size (toy): XYZ {P}/{Q}/{R}; did [ran/run|slept/sleep|*waited/wait] for ~; aux did; unit [minutes|hours]; how long; tall
+  ; more longer; less less
+size (toy): XYZ the red box/the blue box/the green box & the table/the chair/the lamp & *the tent/the pole/the flag; did
+  weighs/weigh ~; aux does; unit [pounds|kilograms|*grams]; how much; tall ; more more; less less
+size (toy): XYZ the old tree/the young tree/the bush & the house/the barn/the shed & *the post/the wall/the gate; did
+  is/ ~; aux is; unit [feet|meters]; how tall; tall tall; more taller; less lower
+each (toy fruit treat): Hh {C}/{c}; has [has|holds|contains]; hold hold; holds hold
+each (toy plant): Hh rows/row & boxes/box & tables/table & shelves/shelf & *racks/rack; has has; hold have; holds have
+each (people): Hh seats/seat & tables/table & rooms/room & cars/car & buses/bus & *boats/boat; has [holds|can hold];
+  hold hold; holds hold
+each (toy stone drink): Hh necklaces/necklace & planks/plank & walls/wall & tents/tent & *fences/fence; has
+  [needs|takes]; hold take; holds [need|take]
+each (page problem): Hh books/book & courses/course & lessons/lesson & *letters/letter; has has; hold have; holds have
+each (toy animal): Hh houses/house & schools/school & farms/farm & blocks/block & *villages/village; has has; hold have;
+  holds have
+parts (people): at [in the class|in the club|at the party|on the tram|in the program|*in the choir]; AB
+  dancers/singers & children/adults & parents/pupils & men/women & *tenors/sopranos; A {A1}; B {B1}; N people
+parts (toy treat fruit): at [in the {c}|in {P}'s {c}|on the table|*in the window]
+parts (animal): at [on the farm|in the barn|in the field|*in the pen]
+parts (seat): at [in the hall|on the tram|*in the tent]; AB taken/empty & reserved/free; A {A1} seats; B {B1} seats
+parts (plant): at [in the garden|in the field|in the yard|*in the park]
+*parts (car): at in the garage
+"""
+
+ASIDES = (
+    "{P}'s [neighbor|teacher|boss] has @l {D} & there are @l {D} in the [shop|next room] & {P} is @l years old & it "
+    "took {him} @l [minutes|hours|days] & the [bag|box] weighs @l pounds & the [shop|place] is @l miles away & {P} "
+    "has @l [cousins|fish|plants] & {he} [has|had] @l dollars [in {his} pocket|with {him}] & that was @l "
+    "[days|weeks] ago & it cost @l dollars & {Q} has @l [pens|books|cards] & {his} [house|school] is @l years old & "
+    "there are @l [chairs|windows|doors] in the room & *the bus arrives in @l minutes & *{P} lives on floor @l & "
+    "*@l people were watching & *the door number is @l"
+)
+OPENINGS = (
+    "{P} [likes|loves|collects] {K} & it was [a warm|a rainy|a busy|a long] day & {P} and {his} "
+    "[friend|sister|dad|mom|brother] were [busy|at home|on a trip] & {P} was [helping {his} mother|getting ready "
+    "for a party|cleaning {his} room] & today is {P}'s birthday & *the weekend was near & *{P} had nothing else to "
+    "do & *{P} was tired"
+)

@@ -22,7 +22,14 @@ from model import Decoder
 from support import distributed
 
 ROOT = Path(__file__).resolve().parents[1]
-SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2, "head_dim": 8}
+SIZES = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
 FLAGS = "--device cpu --steps 3 --prompts 5 --samples 3 --max-new-tokens 6 --lr 0.001 --eval-every 2 --eval-problems 4"
 FLAGS = [*FLAGS.split(), *"--save-every 2 --skip-ratio 0.5 --measure-every 2".split()]
 EASY = """

@@ -20,7 +20,14 @@ from model import Decoder
 from support.pretrained import find_checkpoint
 
 NAME, SHA = "somebody/tiny", "0123456789abcdef0123456789abcdef01234567"
-SIZES = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 4, "num_attention_heads": 2, "head_dim": 4}
+SIZES = {
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+}
 
 
 class Hub(BaseHTTPRequestHandler):

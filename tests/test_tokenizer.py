@@ -33,7 +33,9 @@ HOSTILE_QUESTIONS = [
 @pytest.fixture(scope="module")
 def tiny_folder(tmp_path_factory):
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "head_dim": 4}
-    folder = tiny.build(tmp_path_factory.mktemp("tiny"), vocab_size=300, num_attention_heads=2, **sizes)
+    folder = tiny.build(
+        tmp_path_factory.mktemp("tiny"), vocab_size=300, num_attention_heads=2, num_key_value_heads=2, **sizes
+    )
     assert tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id(tiny.END) == 0
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": tiny.END}))  # without its chat template
     return folder
