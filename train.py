@@ -499,7 +499,7 @@ def load_problems(s: Settings) -> tuple[list[data.Problem], dict[str, list[data.
     if s.warmup_epochs and unsolved:
         raise ValueError(
             f"--warmup-epochs is {s.warmup_epochs}, but {unsolved:,} problems of {s.dataset} have no solution to learn "
-            "from; expected a 'solution' in each record, or --warmup-epochs 0 (of the embedded model 20 is the default)"
+            "from; expected a 'solution' in each record, or no --warmup-epochs"
         )
     for split, problems in splits.items():
         if len(problems) < FEW:

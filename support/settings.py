@@ -64,10 +64,9 @@ class Settings:
     valid_layers: str = option(  # SKIP
         "measured", "layers that may be skipped: measured, by the acceptance, border:K, or a list such as 2,5,8-11"
     )
-    bypass: str | None = option(  # SKIP
-        None,
-        "what a skipped layer becomes: linear (a low-rank fit), mean (its mean update), identity (nothing) (default: "
-        "linear; for the embedded model, which was trained to do without layers, identity)",
+    bypass: str = option(  # SKIP
+        "linear",
+        "what a skipped layer becomes: linear (a low-rank fit), mean (its mean update), identity (nothing)",
         ("linear", "mean", "identity"),
     )
     measure_every: int = option(50, "steps between measurements of nested models", low=1)  # SKIP
@@ -93,11 +92,7 @@ class Settings:
         2048, "tokens of a forward and backward pass, prompts and padding too; changes memory, not the gradient", low=1
     )
 
-    warmup_epochs: int | None = option(
-        None,
-        "epochs of supervised learning on the rationales before the reinforced steps (default: 0; for the embedded "
-        "model, which knows arith alone, 20 on other problems)",
-    )
+    warmup_epochs: int = option(0, "epochs of supervised learning on the rationales before the reinforced steps")
     warmup_lr: float | None = option(None, "its peak learning rate (default: 1e-4; for the embedded model 1e-3)")
     warmup_batch: int = option(16, "problems a step of the warm-up", low=1)
 
@@ -158,11 +153,9 @@ class Settings:
         """With the defaults that depend on the model or on the gradient in place of None."""
         embedded = not self.model or Path(self.model).resolve() == data.EMBEDDED.resolve()
         defaults = {
-            "bypass": "identity" if embedded else "linear",  # SKIP
             "cap": DEFAULT_CAP if self.gradient.startswith("is") else None,
             "lr": 1e-4 if embedded else 1e-5,
             "warmup_lr": 1e-3 if embedded else 1e-4,
-            "warmup_epochs": 20 if embedded and self.dataset != "arith" else 0,
         }
         return replace(self, **{name: value for name, value in defaults.items() if getattr(self, name) is None})
 

@@ -577,14 +577,13 @@ def test_the_validation_split_is_tested_with_and_not_trained_on():
 
 
 def test_defaults_that_depend_on_the_model_are_decided_and_written_down():
-    """A rate that suits two million weights ruins a real checkpoint; what was chosen belongs into config.json."""
+    """A rate that suits five million weights ruins a real checkpoint; what was chosen belongs into config.json."""
     embedded, svamp, other = (
         Settings(**given).decided() for given in ({}, {"dataset": "svamp"}, {"model": "M", "dataset": "svamp"})
     )
     assert embedded.lr == svamp.lr >= 10 * other.lr and svamp.warmup_lr > other.warmup_lr
-    assert (embedded.warmup_epochs, other.warmup_epochs) == (0, 0) and svamp.warmup_epochs > 0
     assert Settings(model=str(data.EMBEDDED)).decided().lr == embedded.lr, "named by its folder it is the same model"
-    given = Settings(lr=0.0, warmup_lr=0.5, warmup_epochs=0, bypass="mean", dataset="svamp", cap=3.0)
+    given = Settings(lr=0.0, warmup_lr=0.5, dataset="svamp", cap=3.0)
     assert given.decided() == given, "what the user says stands, 0 as well"
 
 
@@ -713,7 +712,7 @@ def test_a_file_to_test_with_takes_the_place_of_a_split(tmp_path, capsys):
     for name, first in (("train", 0), ("test", 190)):
         rows = ({"question": f"What is {i} + 1?", "answer": i + 1} for i in range(first, first + 200))
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    files = {"dataset": str(tmp_path / "train.jsonl"), "test_file": str(tmp_path / "test.jsonl"), "warmup_epochs": 0}
+    files = {"dataset": str(tmp_path / "train.jsonl"), "test_file": str(tmp_path / "test.jsonl")}
     learned, tests = train.load_problems(Settings(**files).decided())
     assert [p.question for p in learned] == [f"What is {i} + 1?" for i in range(190)]
     assert [p.answer for p in tests["test"]] == [str(i + 1) for i in range(190, 390)] and tests.keys() == {"test"}
@@ -730,7 +729,7 @@ def test_a_test_split_of_a_few_problems_is_warned_of(tmp_path):
     rows = ({"question": f"What is {i} + 1?", "answer": i + 1} for i in range(40))
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.warns(UserWarning, match="test: [1-9] problems, which tell little"):
-        train.load_problems(Settings(dataset=str(tmp_path / "own.jsonl"), warmup_epochs=0).decided())
+        train.load_problems(Settings(dataset=str(tmp_path / "own.jsonl")).decided())
 
 
 @pytest.mark.parametrize(
