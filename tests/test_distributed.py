@@ -113,7 +113,7 @@ def assert_same_run(out: Path, reference: Path) -> None:
         assert [row[key] for key in EXACT] == [expected[key] for key in EXACT]
         for key, value in expected.items():
             assert row[key] == (pytest.approx(value, rel=1e-4, abs=1e-6) if isinstance(value, float) else value), key
-    assert difference(out, reference) < 1e-6
+    assert difference(out, reference) < 5e-6  # AdamW scales a gradient of rounding's size up to a whole step
 
 
 RUNS = {  # ranks, the model, more flags
