@@ -66,7 +66,6 @@ class Domain(NamedTuple):
     """A line of DOMAIN_LINES, with those that begin with + and - under it as slots of that name."""
 
     held_out: bool
-    weight: int
     names: list[str]  # of stories
     kinds: str
     slots: dict[str, str]
@@ -94,8 +93,8 @@ def read_domain(block: str) -> Domain:
     star, names, kinds, rest = re.fullmatch(r"(\*?)([^(]*) \((.*)\): (.*)", head).groups()
     slots = dict(slot.partition(" ")[::2] for slot in rest.split("; "))
     for line in lines:
-        slots[line[0]] = " & ".join([*filter(None, [slots.get(line[0])]), line[2:]])
-    return Domain(bool(star), 1, names.split(), kinds, slots)
+        slots[line[0]] = f"{slots[line[0]]} & {line[2:]}" if line[0] in slots else line[2:]
+    return Domain(bool(star), names.split(), kinds, slots)
 
 
 def blocks(text: str, between: str) -> list[str]:
@@ -125,7 +124,7 @@ def plural(noun: str) -> str:
 
 
 class Writer:
-    """The choices of one problem; `slots` hold what is settled. The star of what is held out stays until `finish`."""
+    """The choices of one problem; `slots` hold what is settled. What is held out keeps its star, to be known by."""
 
     def __init__(self, rng: random.Random, held_out: bool):
         self.rng, self.held_out = rng, held_out
@@ -151,11 +150,11 @@ class Writer:
             held_out = [option for option in options if option[:1] == "*"]
         else:
             held_out = [option for option in options if option.held_out]
-        if not (self.held_out and held_out and self.chance(p)):
-            held_out, options = [], [option for option in options if option not in held_out]
-        return self.rng.choices(held_out or options, [getattr(option, "weight", 1) for option in held_out or options])[
-            0
-        ]
+        if self.held_out and held_out and self.chance(p):
+            options = held_out
+        else:
+            options = [option for option in options if option not in held_out]
+        return self.rng.choices(options, [getattr(option, "weight", 1) for option in options])[0]
 
     def __call__(self, text: str) -> str:
         """Every choice made and every slot filled, but for people: #P will be a name or a pronoun in the end."""

@@ -22,6 +22,14 @@ torch.set_num_threads(1)  # the models are too small to share work, and two thre
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with Ctrl-C ignored
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup's with this
+SMALLEST = {  # sizes for docs.tiny.build, where a checkpoint is needed and what it says is not
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+}
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

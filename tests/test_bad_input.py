@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import SMALLEST
 
 import data
 import evaluate
@@ -22,14 +23,6 @@ from docs import tiny
 from support.settings import GONE, GROUPS, Settings
 
 RECORD = {"question": "Two and two?", "answer": "2 + 2 = <<2+2=4>>4\n#### 4"}
-SIZES = {
-    "hidden_size": 8,
-    "intermediate_size": 8,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 4,
-}
 CONTEXT = 256
 
 
@@ -44,7 +37,7 @@ def no_network(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def tiny_folder(tmp_path_factory):
-    return tiny.build(tmp_path_factory.mktemp("tiny"), vocab_size=300, max_position_embeddings=CONTEXT, **SIZES)
+    return tiny.build(tmp_path_factory.mktemp("tiny"), vocab_size=300, max_position_embeddings=CONTEXT, **SMALLEST)
 
 
 @pytest.fixture
@@ -282,7 +275,7 @@ def test_a_checkpoint_without_config_is_not_looked_up_elsewhere(complaint, check
 
 def test_a_tokenizer_of_another_model_is_refused_with_both_sizes(complaint, checkpoint, tmp_path):
     """Its last tokens have no embedding: an index error in the middle of a run, or worse on a GPU."""
-    larger = tiny.build(tmp_path / "larger", vocab_size=320, **SIZES)
+    larger = tiny.build(tmp_path / "larger", vocab_size=320, **SMALLEST)
     shutil.copy(larger / "tokenizer.json", checkpoint)
     line = complaint(train)
     assert str(checkpoint) in line and "320" in line and "300" in line

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import SMALLEST
 
 import evaluate
 from docs import tiny
@@ -20,14 +21,6 @@ from model import Decoder
 from support.pretrained import find_checkpoint
 
 NAME, SHA = "somebody/tiny", "0123456789abcdef0123456789abcdef01234567"
-SIZES = {
-    "hidden_size": 8,
-    "intermediate_size": 8,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 4,
-}
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -85,7 +78,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    return tiny.build(tmp_path_factory.mktemp("published"), vocab_size=300, max_position_embeddings=256, **SIZES)
+    return tiny.build(tmp_path_factory.mktemp("published"), vocab_size=300, max_position_embeddings=256, **SMALLEST)
 
 
 @pytest.fixture

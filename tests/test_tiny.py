@@ -87,7 +87,7 @@ def test_the_training_lowers_the_loss_on_the_train_split(tmp_path, monkeypatch):
     monkeypatch.setattr(tiny, "supervised_loss", lambda *a: losses.append(train.supervised_loss(*a)) or losses[-1])
     tiny.teach(model, Tokenizer(tmp_path / "tiny"), steps=40, size=16, lr=0.05)
     assert {call["split"] for call in streams} == {"train"}
-    assert all(call.get("skip") is None for call in calls)
+    assert all(call["skip"] is None for call in calls)
     assert sum(losses[-6:]) / 6 < 0.6 * sum(losses[:6]) / 6
 
 
