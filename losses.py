@@ -1,4 +1,4 @@
-"""The equations E1-E8 of the method: pure functions of tensors, no model and no configuration.
+"""The equations E1-E11 of the method: pure functions of tensors, no model and no configuration.
 
 For a prompt x and a completion y = y_1 … y_T (the end token included), π the target policy with all layers and η the
 nested policy that sampled y:
@@ -11,6 +11,9 @@ nested policy that sampled y:
     E6  w_t = min(ρ_t, C)                          is (by token)
     E7  w_t = min(1, ρ_t) Π_{s>t} λ min(1, ρ_s)    retrace, Retrace(λ)
     E8  w_t = λ min(1, ρ_t)                        retrace-token
+    E9  w_t = min(Π_{s≤t} ρ_s, C)                  is-prefix
+    E10 w_t = min((Π_{s≤T} ρ_s)^{1/T}, C)          is-geometric
+    E11 w_t = 0 outside [1/C, C]                   instead of min(…, C), with bound="mask"
 
 Everything is computed from log ρ in float32 or better; products are sums of logarithms, so what is bounded above stays
 finite at any length. Masks are (N, T), bool or 0/1; values outside are ignored, even NaN.
@@ -77,27 +80,42 @@ def retrace_token(log_rho: Tensor, mask: Tensor, lam: float) -> Tensor:
     return log_rho.clamp(max=0.0) + log(lam)  # E8
 
 
+def is_prefix(log_rho: Tensor, mask: Tensor, lam: float) -> Tensor:
+    return log_rho.cumsum(dim=1)  # E9
+
+
+def is_geometric(log_rho: Tensor, mask: Tensor, lam: float) -> Tensor:
+    return is_sequence(log_rho, mask, lam) / mask.sum(dim=1, keepdim=True)  # E10
+
+
 # --gradient takes these names. Each function maps log ρ, 0 outside the mask, to log w, both (N, T); lam is λ. A kind
-# whose name begins with "is" is an importance weight: `gradient_weights` truncates it at the cap.
+# whose name begins with "is" is an importance weight: `gradient_weights` bounds it by the cap.
 WEIGHTS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "on-policy": on_policy,
     "is": is_token,
     "is-sequence": is_sequence,
+    "is-prefix": is_prefix,
+    "is-geometric": is_geometric,
     "retrace": retrace,
     "retrace-token": retrace_token,
 }
 
 
-def gradient_weights(kind: str, log_ratio: Tensor, mask: Tensor, cap: float | None = 2.0, lam: float = 1.0) -> Tensor:
+def gradient_weights(
+    kind: str, log_ratio: Tensor, mask: Tensor, cap: float | None = 2.0, lam: float = 1.0, bound: str = "truncate"
+) -> Tensor:
     """The weight w of each token's ∇ log π, (N, T); 0 outside the mask.
 
-    kind: a name of WEIGHTS.  cap: C of E5 and E6, None for no truncation.  lam: λ of E7 and E8.
+    kind: a name of WEIGHTS.  cap: C of the kinds is…, None for none.  lam: λ of E7 and E8.
+    bound: what is beyond the cap is "truncate"d to C, or, outside [1/C, C], "mask"ed: its weight is 0.
     Raises ValueError for a kind or a number out of range, OverflowError for an untruncated weight beyond the dtype.
     """
     if kind not in WEIGHTS:
         raise ValueError(f"the gradient is {kind!r}; expected one of {', '.join(WEIGHTS)}")
     if cap is not None and not cap > 0:
         raise ValueError(f"the cap is {cap}; expected a positive number, or None")
+    if bound not in ("truncate", "mask") or bound == "mask" and (cap is None or cap <= 1):
+        raise ValueError(f"the bound is {bound!r}, the cap {cap}; expected truncate, or mask and a cap above 1")
     if not 0 <= lam <= 1:
         raise ValueError(f"λ is {lam}; expected a number from 0 to 1")
     mask = mask.bool()
@@ -105,11 +123,14 @@ def gradient_weights(kind: str, log_ratio: Tensor, mask: Tensor, cap: float | No
     log_rho = torch.where(mask, log_rho, 0.0)
     log_weight = WEIGHTS[kind](log_rho, mask, lam)
     if cap is not None and kind.startswith("is"):
-        log_weight = log_weight.clamp(max=math.log(cap))
+        far = log_weight.abs() > math.log(cap)
+        log_weight = (
+            log_weight.where(~far, -math.inf) if bound == "mask" else log_weight.clamp(max=math.log(cap))
+        )  # E11
     weight = torch.where(mask, log_weight.exp(), 0.0)
     if weight.isinf().any():
         row = weight.isinf().any(dim=1).nonzero()[0].item()
-        raise OverflowError(f"a completion's uncapped weight overflows, log W = {log_rho[row].sum():.1f}; give a cap")
+        raise OverflowError(f"an uncapped weight overflows, its logarithm is {log_weight[row].max():.1f}; give a cap")
     return weight
 
 
@@ -155,6 +176,8 @@ def diagnostics(log_ratio: Tensor, mask: Tensor) -> dict[str, float]:
     """How far off-policy a batch is, by raw ratios, before any truncation; log ρ and mask (N, T), of the whole batch.
 
     acceptance      mean of min(1, ρ), an estimate of 1 − TV(π, η), and speculative decoding's rate of acceptance
+    acceptance_p5   the 5th percentile of min(1, ρ): of the tokens, five in a hundred are less acceptable
+    sequence_acceptance    mean over completions of Π_t min(1, ρ_t)
     k1, k3          means of −log ρ and of ρ − 1 − log ρ, two estimates of KL(η‖π) (Schulman, 2020)
     ratio_min, ratio_max, max_abs_log_ratio
     ess             (ΣW)² / (N ΣW²) with W = Π_t ρ_t: the share of the completions that the weights leave, 1/N to 1
@@ -164,8 +187,11 @@ def diagnostics(log_ratio: Tensor, mask: Tensor) -> dict[str, float]:
     tokens = log_rho[mask]
     log_w = log_rho.sum(dim=1)
     log_ess = 2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0) - math.log(len(log_w))
+    accepted = log_rho.clamp(max=0)
     return {
-        "acceptance": tokens.clamp(max=0).exp().mean().item(),
+        "acceptance": accepted[mask].exp().mean().item(),
+        "acceptance_p5": accepted[mask].quantile(0.05).exp().item(),
+        "sequence_acceptance": accepted.sum(dim=1).exp().mean().item(),
         "k1": -tokens.mean().item(),
         "k3": (tokens.expm1() - tokens).mean().item(),
         "ratio_min": tokens.min().exp().item(),

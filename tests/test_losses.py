@@ -1,4 +1,4 @@
-"""The equations E1-E8 and the diagnostics, against worked examples by hand and against literal recursions."""
+"""The equations E1-E11 and the diagnostics, against worked examples by hand and against literal recursions."""
 
 import math
 
@@ -18,7 +18,9 @@ from losses import (
 
 RHO = torch.tensor([[2.0, 0.5, 4.0]], dtype=torch.float64)
 LOG_RHO, MASK = RHO.log(), torch.ones(1, 3, dtype=torch.bool)
-ALL_WEIGHTS = [*({"kind": kind} for kind in WEIGHTS), {"kind": "is", "cap": None}, {"kind": "is-sequence", "cap": None}]
+IS = [kind for kind in WEIGHTS if kind.startswith("is")]
+ALL_WEIGHTS = [{"kind": kind} for kind in WEIGHTS]
+ALL_WEIGHTS += [{"kind": kind} | other for kind in IS for other in ({"cap": None}, {"bound": "mask"})]
 BOUNDED = [kwargs for kwargs in ALL_WEIGHTS if kwargs.get("cap", 2.0) is not None]
 
 
@@ -39,6 +41,17 @@ def random_case(N=5, T=9, scale=1.0, seed=0):
         ({"kind": "is-sequence"}, [2, 2, 2]),
         ({"kind": "is-sequence", "cap": 5.0}, [4, 4, 4]),
         ({"kind": "is-sequence", "cap": None}, [4, 4, 4]),
+        ({"kind": "is-prefix", "cap": None}, [2, 1, 4]),
+        ({"kind": "is-prefix"}, [2, 1, 2]),
+        ({"kind": "is-geometric"}, [4 ** (1 / 3)] * 3),
+        ({"kind": "is-geometric", "cap": 1.5}, [1.5] * 3),
+        ({"kind": "is", "bound": "mask"}, [2, 0.5, 0]),
+        ({"kind": "is", "bound": "mask", "cap": 1.9}, [0, 0, 0]),
+        ({"kind": "is-prefix", "bound": "mask", "cap": 3.0}, [2, 1, 0]),
+        ({"kind": "is-sequence", "bound": "mask", "cap": 3.0}, [0, 0, 0]),
+        ({"kind": "is-geometric", "bound": "mask"}, [4 ** (1 / 3)] * 3),
+        ({"kind": "retrace", "bound": "mask"}, [0.5, 0.5, 1]),
+        ({"kind": "on-policy", "bound": "mask", "cap": 1.1}, [1, 1, 1]),
         ({"kind": "retrace"}, [0.5, 0.5, 1]),
         ({"kind": "retrace", "lam": 0.5}, [0.125, 0.25, 1]),
         ({"kind": "retrace", "lam": 0.0}, [0, 0, 1]),
@@ -48,8 +61,8 @@ def random_case(N=5, T=9, scale=1.0, seed=0):
     ],
 )
 def test_weights_of_ratios_2_half_4_by_hand(kwargs, expected):
-    """E4-E8 with ρ = (2, ½, 4): W = 4, the traces min(1, ρ) are (1, ½, 1), and c_t itself is not in the product. A
-    cap is for importance weights alone."""
+    """E4-E11 with ρ = (2, ½, 4): W = 4, prefixes have 2, 1, 4, the traces min(1, ρ) are (1, ½, 1), and c_t itself is
+    not in the product. A cap and its bound are for importance weights alone; 2 and ½ themselves are within [½, 2]."""
     weights = gradient_weights(log_ratio=LOG_RHO, mask=MASK, **kwargs)
     torch.testing.assert_close(weights, torch.tensor([expected], dtype=torch.float64))
 
@@ -85,21 +98,30 @@ def test_bounded_weights_stay_finite_at_any_length(kwargs, sign):
 
 def test_an_uncapped_weight_that_overflows_names_its_log():
     """Truncation is a choice of the estimator: infinity must not be cut quietly, nor become NaN in the loss."""
-    with pytest.raises(OverflowError, match=r"log W = 200\.0"):
-        log_rho = torch.tensor([[1.0, 1.0], [100.0, 100.0]])
-        gradient_weights("is-sequence", log_rho, torch.ones(2, 2), cap=None)
+    log_rho = torch.tensor([[1.0, 1.0], [100.0, 100.0], [50.0, -100.0]])
+    with pytest.raises(OverflowError, match=r"its logarithm is 200\.0"):
+        gradient_weights("is-sequence", log_rho, torch.ones(3, 2), cap=None)
+
+
+def test_an_uncapped_prefix_may_overflow_where_the_whole_product_does_not():
+    """The largest prefix is named: log W is 10 here."""
+    log_rho = torch.tensor([[60.0, 70.0, -120.0]])
+    assert gradient_weights("is-sequence", log_rho, torch.ones(1, 3), cap=None).isfinite().all()
+    with pytest.raises(OverflowError, match=r"its logarithm is 130\.0"):
+        gradient_weights("is-prefix", log_rho, torch.ones(1, 3), cap=None)
 
 
 def test_a_weight_of_ones_own_is_one_function(monkeypatch):
-    """README's example, GSPO's geometric mean of a completion's ratios: its name begins with is, so it has the cap."""
+    """README's example, MinPRO's weight: ρ_t times the least ratio before t. Its name begins with is: it is capped."""
 
-    def is_geometric(log_rho, mask, lam):
-        return (log_rho.sum(1, keepdim=True) / mask.sum(1, keepdim=True)).expand_as(log_rho)
+    def is_least(log_rho, mask, lam):
+        least = log_rho.cummin(1).values
+        return log_rho + torch.cat((torch.zeros_like(least[:, :1]), least[:, :-1]), dim=1)
 
-    monkeypatch.setitem(WEIGHTS, "is-geometric", is_geometric)
-    for cap, expected in ((None, 4 ** (1 / 3)), (2.0, 4 ** (1 / 3)), (1.5, 1.5)):
-        weights = gradient_weights("is-geometric", LOG_RHO, MASK, cap=cap)
-        torch.testing.assert_close(weights, torch.full((1, 3), expected, dtype=torch.float64))
+    monkeypatch.setitem(WEIGHTS, "is-least", is_least)
+    for cap, expected in ((None, [2, 1, 2]), (1.5, [1.5, 1, 1.5])):
+        weights = gradient_weights("is-least", LOG_RHO, MASK, cap=cap)
+        torch.testing.assert_close(weights, torch.tensor([expected], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("kwargs", ALL_WEIGHTS)
@@ -114,6 +136,9 @@ def test_no_gradient_flows_through_the_weights(kwargs):
     [
         ({"kind": "ppo"}, "'ppo'"),
         ({"kind": "is", "cap": 0.0}, "cap is 0.0"),
+        ({"kind": "is", "bound": "clip"}, "bound is 'clip'"),
+        ({"kind": "is", "bound": "mask", "cap": 1.0}, "the cap 1.0; expected .* a cap above 1"),
+        ({"kind": "is", "bound": "mask", "cap": None}, "the cap None"),
         ({"kind": "retrace", "lam": 1.5}, "λ is 1.5"),
     ],
 )
@@ -190,11 +215,14 @@ def test_normalisers():
 
 
 def test_diagnostics_by_hand():
-    """Means over tokens of min(1, ρ), −log ρ and ρ − 1 − log ρ; ESS over completions of W = 2 · ½ = 1 and W = 3."""
+    """Means over tokens of min(1, ρ), −log ρ and ρ − 1 − log ρ; ESS over completions of W = 2 · ½ = 1 and W = 3. Of the
+    three sorted min(1, ρ), in logarithms, a twentieth is at place 0.1: a tenth of the way from ½ to 1."""
     log_rho = torch.tensor([[2.0, 0.5], [3.0, 1.0]]).log()
     mask = torch.tensor([[True, True], [True, False]])
     figures = diagnostics(log_rho, mask)
     assert figures["acceptance"] == pytest.approx((1 + 0.5 + 1) / 3)
+    assert figures["acceptance_p5"] == pytest.approx(0.5**0.9)
+    assert figures["sequence_acceptance"] == pytest.approx((1 * 0.5 + 1) / 2)
     assert figures["k1"] == pytest.approx(-math.log(3) / 3)
     assert figures["k3"] == pytest.approx((1 - 0.5 + 2) / 3 - math.log(3) / 3)
     assert figures["ratio_min"] == pytest.approx(0.5) and figures["ratio_max"] == pytest.approx(3)

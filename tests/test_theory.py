@@ -1,4 +1,4 @@
-"""The theory as tests: what docs/method.md claims under T1-T6, by enumeration, and once more with the real sampler.
+"""The theory as tests: what docs/method.md claims under T1-T7, by enumeration, and once more with the real sampler.
 
 The world is small enough to be counted out: a decoder of two layers over three tokens, one of which ends, and four
 tokens at most. That makes 31 completions of different lengths and four skip masks. Every expectation is then a finite
@@ -35,7 +35,13 @@ BIASED = {
     "E6 truncated": {"kind": "is", "cap": 2.0},
     "E7": {"kind": "retrace"},
     "E8": {"kind": "retrace-token"},
+    "E9": {"kind": "is-prefix", "cap": None},
+    "E9 truncated": {"kind": "is-prefix", "cap": 1.5},
+    "E10": {"kind": "is-geometric", "cap": None},
+    "E11": {"kind": "is", "cap": 1.5, "bound": "mask"},
+    "E11 of prefixes": {"kind": "is-prefix", "cap": 1.5, "bound": "mask"},
 }
+PREFIX = BIASED["E9"]
 
 
 @dataclass
@@ -159,7 +165,7 @@ def test_t2_a_group_baseline_opens_a_gap_of_a_covariance_over_masks(world, G):
 
 @pytest.mark.parametrize("name", BIASED)
 def test_t3_all_other_weights_are_biased_and_only_by_skipping(world, name):
-    """T3. E4-E8 without W keep something of η: the states, the value of what follows, or the cut tail of the weights.
+    """T3. E4-E11 without W keep something of η: the states, the value of what follows, or the cut tail of the weights.
     With nothing skipped every ratio is 1, and all of them are the exact gradient."""
     exact = exact_gradient(world)
     assert relative(expected_update(world, 0, **BIASED[name]) - exact, exact) < EXACT
@@ -248,6 +254,66 @@ def test_t6_e7_with_lambda_of_1_is_v_trace(world):
                 v_next, value_next, reward = v, BASELINE, 0.0
 
 
+def prefix_update(world: World, behind: Tensor, baseline: float = BASELINE) -> Tensor:
+    """Σ_t E[1{t≤T} (R − b) ∇log π(y_t)] with y_{≤t} ~ π and all behind t from the conditionals e^behind, (N, T).
+
+    Nothing of the method is in it: the probability of each way to go on is multiplied out token by token.
+    """
+    target = world.target.detach()
+    probability = torch.zeros_like(target)
+    for row, t in world.mask.nonzero().tolist():
+        later = behind[row, t + 1 :][world.mask[row, t + 1 :]]
+        probability[row, t] = torch.cat((target[row, : t + 1], later)).exp().prod()
+    return gradient(world, (probability * (world.rewards - baseline)[:, None] * world.target).sum())
+
+
+def mean_conditionals(world: World) -> Tensor:
+    """(N, T): log η̄(y_t | y_<t), of the mixture of whole completions."""
+    before = torch.stack([recorded.cumsum(dim=1) for recorded in world.recorded])  # log η_z(y_{≤t})
+    joint = torch.logsumexp(before + SHARES.log()[:, None, None], dim=0)  # log η̄(y_{≤t})
+    return torch.where(world.mask, joint - torch.nn.functional.pad(joint[:, :-1], (1, 0)), 0.0)
+
+
+def test_t7_prefix_products_put_states_and_choice_under_pi_and_leave_what_follows_to_the_nested_model(world):
+    """T7. η(y) Π_{s≤t} ρ_s = π(y_{≤t}) η(y_{>t} | y_{≤t}): state and choice are π's, what follows stays η's. That is
+    the exact gradient where nothing is skipped, and another one where anything is."""
+    exact = exact_gradient(world)
+    for m in range(len(MASKS)):
+        reference = prefix_update(world, world.recorded[m])
+        assert relative(expected_update(world, m, **PREFIX) - reference, reference) < EXACT
+        assert (relative(reference - exact, exact) < EXACT) == (m == 0)
+
+
+def test_t7_any_constant_baseline_leaves_the_prefix_update_as_it_is(world):
+    """T7. E_η[Π_{s≤t} ρ_s ∇log π(y_t)] = 0: given the state, π(y_t) ∇log π(y_t) sums to 0 over the choices."""
+    for m in (1, 2, 3):
+        reference = expected_update(world, m, **PREFIX)
+        assert relative(expected_update(world, m, baseline=-5.0, **PREFIX) - reference, reference) < EXACT
+
+
+def test_t7_of_a_mixture_of_masks_it_is_the_mean_over_masks_and_not_the_mixture_s_own_conditional(world):
+    """T7. Each batch goes on as its own mask does. η̄'s conditional, which early tokens tell a part of the mask, is
+    another way to go on."""
+    of_masks = sum(share * expected_update(world, m, **PREFIX) for m, share in enumerate(SHARES))
+    reference = sum(share * prefix_update(world, world.recorded[m]) for m, share in enumerate(SHARES))
+    of_mixture = prefix_update(world, mean_conditionals(world))
+    assert relative(of_masks - reference, reference) < EXACT
+    assert relative(of_masks - of_mixture, reference) > 1e-3
+
+
+@pytest.mark.parametrize("G", [2, 3])
+def test_t7_a_group_mean_with_oneself_shrinks_it_by_1_over_g(world, G):
+    """T7, as T5."""
+    for m in (1, 3):
+        weights, reference = weights_of(world, m, **PREFIX), prefix_update(world, world.recorded[m])
+        rloo, mean = (
+            update(world, weights, advantages_in_groups(world, world.probability[m], kind, G))
+            for kind in ("rloo", "mean")
+        )
+        assert relative(rloo - reference, reference) < EXACT
+        assert relative(mean - (1 - 1 / G) * reference, reference) < EXACT
+
+
 def ratios(world: World, m: int) -> list[list[float]]:
     """ρ of each completion's tokens, straight from the two log-probabilities."""
     difference = world.target.detach() - world.recorded[m]
@@ -299,6 +365,17 @@ def traces_not_clipped(world, monkeypatch):
     return world
 
 
+def choice_left_out(world, monkeypatch):
+    prefix = losses.WEIGHTS["is-prefix"]
+    monkeypatch.setitem(losses.WEIGHTS, "is-prefix", lambda log_rho, *a: prefix(log_rho, *a) - log_rho)
+    return world
+
+
+def product_of_all(world, monkeypatch):
+    monkeypatch.setitem(losses.WEIGHTS, "is-prefix", losses.is_sequence)
+    return world
+
+
 def mixture_of_conditionals(world, monkeypatch):
     def by_token(world):
         conditionals = torch.einsum("z,znt->nt", SHARES, torch.stack(world.recorded).exp())
@@ -331,6 +408,10 @@ T4_SEQUENCE = test_t4_truncated_weights_of_sequences_bound_the_second_moment_of_
 T5 = test_t5_leave_one_out_is_exact_and_a_mean_with_oneself_shrinks_by_1_over_g
 T6 = test_t6_e7_is_the_backward_recursion_of_retrace
 T6_V_TRACE = test_t6_e7_with_lambda_of_1_is_v_trace
+T7 = test_t7_prefix_products_put_states_and_choice_under_pi_and_leave_what_follows_to_the_nested_model
+T7_BASELINE = test_t7_any_constant_baseline_leaves_the_prefix_update_as_it_is
+T7_MIXTURE = test_t7_of_a_mixture_of_masks_it_is_the_mean_over_masks_and_not_the_mixture_s_own_conditional
+T7_GROUP = test_t7_a_group_mean_with_oneself_shrinks_it_by_1_over_g
 
 
 @pytest.mark.parametrize(
@@ -362,6 +443,16 @@ T6_V_TRACE = test_t6_e7_with_lambda_of_1_is_v_trace
         (T6_V_TRACE, {}, prefix_product),
         (T6_V_TRACE, {}, inverted),
         (T6_V_TRACE, {}, nothing_truncated),
+        (T7, {}, inverted),
+        (T7, {}, end_token_dropped),
+        (T7, {}, mask_of_another_batch),
+        (T7, {}, prefix_product),  # from the end: the product of what follows
+        (T7, {}, choice_left_out),
+        (T7, {}, product_of_all),
+        (T7_BASELINE, {}, choice_left_out),
+        (T7_MIXTURE, {}, choice_left_out),
+        (T7_GROUP, {"G": 2}, baseline_with_oneself),
+        (T7_GROUP, {"G": 3}, scaled_by_deviation),
     ],
 )
 def test_a_broken_estimator_fails_its_theorem(world, monkeypatch, theorem, arguments, broken):
