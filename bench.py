@@ -81,7 +81,7 @@ class Bench:
     def sample(self, P: int, G: int, case: str, skip=None, ends: bool = True):
         """A rollout of P prompts and G samples; ends=False: every completion takes all of --max-new-tokens."""
         eos = self.tokenizer.eos_ids if ends else []
-        rollout = generate(self.model, self.prompts[:P], G, self.flags.max_new_tokens, eos, skip=skip)
+        rollout = generate(self.model, self.prompts[:P], G, self.flags.max_new_tokens, eos, skip=skip, full_prompt=True)
         self.lengths[case].append(rollout.mask.sum().item() / (P * G))
         return rollout
 

@@ -268,7 +268,7 @@ class KVCache:
     """Keys and values of the tokens seen so far, for decoding: `Decoder.hidden` writes into it and advances it.
 
     Rows are padded on the left, so that all end at column `length`: row b starts with padding[b] unused columns.
-    Skipped layers have no storage.  A cache belongs to one skip mask, since prefill and decoding must not mix two.
+    Skipped layers have no storage.  A cache belongs to one skip mask, or to two: `switch` is where one ends.
     Columns are allocated BLOCK at a time, and attention goes over all of them, hidden ones too: a product with a slice
     would copy it first.
 
@@ -304,6 +304,11 @@ class KVCache:
         keys[:, :, self.length : self.length + k.shape[2]] = k
         values[:, :, self.length : self.length + k.shape[2]] = v
         return (keys, values) if self.length else (k, v)
+
+    def switch(self, skip) -> None:  # SKIP
+        """The full model has read what is here; what follows is read under this mask, as it attends to that."""
+        self.skip = tuple(skip)
+        self.layers = [None if skipped else pair for pair, skipped in zip(self.layers, self.skip, strict=True)]
 
     def copy_rows(self, rows: Tensor) -> None:
         """Row i becomes a copy of row rows[i]: a prompt is read once and serves its whole group."""
@@ -345,10 +350,11 @@ class PromptCache:
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
         self.rows = None  # the prompt of each completion
 
-    def followed_by(self, rows: Tensor) -> "PromptCache":
-        """The cache of completions of which number i follows prompt rows[i]."""
+    def followed_by(self, rows: Tensor, skip=None) -> "PromptCache":
+        """The cache of completions of which number i follows prompt rows[i], read under `skip`, None for the same."""
         follower = copy.copy(self)  # the same stored prompts, a length of its own
         follower.rows = rows
+        follower.skip = self.skip if skip is None else tuple(skip)  # SKIP
         follower.padding = self.padding[rows] if self.padding is not None else None
         return follower
 

@@ -18,6 +18,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -28,19 +29,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model import Block, Decoder
-from rollout import LOGITS, completion_hidden, generate, log_softmax, pack
+from rollout import LOGITS, completion_hidden, generate, log_softmax, pack, score_states
 from skip import sample_mask
 from support.distributed import silent
 from support.pretrained import write_safetensors
 
 PROBE = 8  # problems that the layers are measured on
-FIT = 64  # other problems, that a bypass is fitted on
-LOOK = 64  # tokens of each completion that are used, at most
+COUNT = 32  # problems that the number of layers is measured on, the PROBE ones among them
+FIT = 128  # other problems, that a bypass is fitted on
+LOOK = 64  # tokens of each completion that layers are measured on, at most
 RIDGE = 0.01  # of the mean square of what a bypass is fitted on
 MASKS = 100  # different ones that a measured set of valid layers allows, at least
 KEPT = 0.5  # layers that alone keep less of the acceptance are skipped only if so many are asked for
 DRAWN = 10  # masks on which the number of layers is measured
-WANTED = 0.95  # the lowest mean acceptance that --skip-ratio auto allows
+WANTED = 0.65  # the lowest sequence acceptance that --skip-ratio auto allows
 
 
 @dataclass
@@ -63,29 +65,46 @@ def measure(
     bypass: str,
     valid: list[int] | None,
     n_skipped: int | None,
+    full_prompt: bool,
 ) -> tuple[int, "Measured | None"]:
     """Fits the model's bypass, orders its layers, and chooses how many to skip; all on its own completions.
 
-    prompts: the first PROBE measure the acceptance, the last FIT fit the bypass; with fewer than both, they overlap.
+    prompts: the first PROBE order the layers, the first COUNT say how many, the last FIT fit the bypass; where there
+        are too few, some do both.
     bypass: as --bypass.  valid: the valid layers, None to measure them.  n_skipped: layers to skip, None to measure it.
+    full_prompt: as in `generate`: the bypass is fitted on completions alone then.
     -> layers to skip, and the measured layers. Depends on weights and arguments alone, on nothing measured before.
     """
-    completions = own_completions(model, prompts, max_new_tokens, eos_ids, temperature)
-    model.bypass = bypass_of(model, bypass, prompts[-FIT:], completions[-FIT:])
+    length = max_new_tokens if n_skipped is None else min(max_new_tokens, LOOK)
+    completions = own_completions(model, prompts, length, eos_ids, temperature)
+    model.bypass = bypass_of(model, bypass, prompts[-FIT:], completions[-FIT:], full_prompt)
     if valid is not None and n_skipped is not None:
         return n_skipped, None
-    prompts, (tokens, mask) = prompts[:PROBE], pack(completions[:PROBE], model.device)
-    full, n_layers = completion_hidden(model, prompts, tokens, mask), model.config.num_hidden_layers
+    n_layers = model.config.num_hidden_layers
 
     with tqdm(desc="measuring nested models", unit=" masks", leave=False, disable=silent()) as bar:
 
-        def acceptance(skip: tuple[bool, ...]) -> float:
-            bar.update()
-            states = completion_hidden(model, prompts, tokens, mask, skip)
-            return overlap(full, states, model.lm_head.weight, temperature)
+        def acceptance_on(n: int, length: int, compare: Callable) -> Callable[[tuple[bool, ...]], float]:
+            """Maps a mask to what `compare` makes of the full and the nested model's states on n completions."""
+            tokens, mask = (x[:, :length] for x in pack(completions[:n], model.device))
+            full = completion_hidden(model, prompts[:n], tokens, mask)
 
-        layers = order_layers(acceptance, n_layers) if valid is None else None
+            def acceptance(skip: tuple[bool, ...]) -> float:
+                bar.update()
+                nested = completion_hidden(model, prompts[:n], tokens, mask, skip, full_prompt)
+                return compare(full, nested, tokens, mask)
+
+            return acceptance
+
+        def of_tokens(full: Tensor, nested: Tensor, *_) -> float:
+            return overlap(full, nested, model.lm_head.weight, temperature)
+
+        def of_completions(full: Tensor, nested: Tensor, tokens: Tensor, mask: Tensor) -> float:
+            return sequence_acceptance(*(score_states(model, x, tokens, mask, temperature)[0] for x in (full, nested)))
+
+        layers = order_layers(acceptance_on(PROBE, LOOK, of_tokens), n_layers) if valid is None else None
         if n_skipped is None:
+            acceptance = acceptance_on(COUNT, max_new_tokens, of_completions)
             n_skipped = most_layers(acceptance, n_layers, valid if layers is None else layers)
     return n_skipped, layers
 
@@ -119,9 +138,9 @@ class Bypass:
 def fit_bypass(model: Decoder, tokens: Tensor, mask: Tensor, rank: int) -> Bypass:
     """The bypass that comes closest to what the blocks add on these rows; rank 0: their mean.
 
-    tokens, mask: (B, T), rows that end early padded on the right. By least squares over all positions but the first
-    ones: of all maps of that rank from a block's normalised input to its update, the one with the least error
-    (reduced-rank regression; Izenman, 1975), up to a small ridge.
+    tokens, mask: (B, T), rows that end early padded on the right; positions outside the mask do not count. By least
+    squares over all positions but the first ones: of all maps of that rank from a block's normalised input to its
+    update, the one with the least error (reduced-rank regression; Izenman, 1975), up to a small ridge.
     """
     parts = []
 
@@ -148,12 +167,19 @@ def fit_bypass(model: Decoder, tokens: Tensor, mask: Tensor, rank: int) -> Bypas
     return Bypass(*(torch.stack(part).to(model.dtype) for part in zip(*parts, strict=True)))
 
 
-def bypass_of(model: Decoder, kind: str, prompts: list[list[int]], completions: list[list[int]]) -> Bypass | None:
-    """The bypass that --bypass names, fitted on these sequences of token ids; None for the identity."""
+def bypass_of(
+    model: Decoder, kind: str, prompts: list[list[int]], completions: list[list[int]], full_prompt: bool
+) -> Bypass | None:
+    """The bypass that --bypass names, fitted on these sequences of token ids, or on the completions in them where the
+    full model reads the prompts; None for the identity."""
     if kind == "identity":
         return None
     whole = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
-    return fit_bypass(model, *pack(whole, model.device), rank=model.config.hidden_size // 4 if kind == "linear" else 0)
+    tokens, mask = pack(whole, model.device)
+    if full_prompt:
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
+        mask &= torch.arange(mask.shape[1], device=model.device) >= lengths[:, None]
+    return fit_bypass(model, tokens, mask, rank=model.config.hidden_size // 4 if kind == "linear" else 0)
 
 
 # ---- which layers may go
@@ -229,10 +255,10 @@ def order_layers(acceptance: Callable[[tuple[bool, ...]], float], n_layers: int)
 
 
 def own_completions(
-    model: Decoder, prompts: list[list[int]], max_new_tokens: int, eos_ids: list[int], temperature: float
+    model: Decoder, prompts: list[list[int]], length: int, eos_ids: list[int], temperature: float
 ) -> list[list[int]]:
-    """One completion of each prompt by the full model, of LOOK tokens at most, from streams that no step draws from."""
-    length = min(max_new_tokens, LOOK)
+    """One completion of each prompt by the full model, of `length` tokens at most, from streams that no step draws
+    from."""
     rollout = generate(model, prompts, 1, length, eos_ids, temperature=temperature, seed=2**31)
     return [row[kept].tolist() for row, kept in zip(rollout.tokens, rollout.mask, strict=True)]
 
@@ -250,23 +276,37 @@ def overlap(x: Tensor, y: Tensor, weight: Tensor, temperature: float = 1.0) -> f
 # ---- how many
 
 
-def most_layers(acceptance: Callable[[tuple[bool, ...]], float], n_layers: int, valid: list[int] | Measured) -> int:
-    """The most layers to skip: of DRAWN masks, drawn as training draws them, the mean acceptance is at least WANTED.
+def sequence_acceptance(target: Tensor, behaviour: Tensor) -> float:
+    """The share of η's completions that π would accept, from log π and log η (N, T) of π's completions, 0 behind them:
+    E_η[Π_t min(1, π/η)] = Σ_y Π_t min(π, η) = E_π[Π_t min(1, η/π)]."""
+    return (behaviour - target).clamp(max=0).sum(dim=1).exp().mean().item()
 
-    valid: the valid layers, or the measured ones, which depend on how many are skipped: there the search starts at the
-    longest beginning of the order that keeps WANTED.
+
+def most_layers(acceptance: Callable[[tuple[bool, ...]], float], n_layers: int, valid: list[int] | Measured) -> int:
+    """The most layers to skip: of DRAWN masks, drawn as training draws them, the mean acceptance is WANTED or more.
+
+    valid: the valid layers, of which the first number fails after which too many are skipped; or the measured ones.
+    These depend on how many are skipped: fewer are drawn from a larger set, with worse layers, so the search comes from
+    above, from the longest beginning of the order that itself keeps WANTED.
     """
-    most = len(valid) if not isinstance(valid, Measured) else min(valid.most, sum(t >= WANTED for t in valid.together))
-    for k in range(most, 0, -1):  # from above: fewer are drawn from a larger set, with worse layers
+
+    def keeps(k: int) -> bool:
         layers = valid.valid_layers(k) if isinstance(valid, Measured) else valid
         generator, lost = torch.Generator().manual_seed(0), 0.0
         for _ in range(DRAWN):
             lost += 1 - acceptance(sample_mask(n_layers, k / n_layers, layers, generator))
             if lost > DRAWN * (1 - WANTED):  # the masks that remain cannot make up for it
-                break
-        else:
-            return k
-    return 0
+                return False
+        return True
+
+    if not isinstance(valid, Measured):
+        return sum(1 for _ in takewhile(keeps, range(1, len(valid) + 1)))
+
+    def best_keep(k: int) -> bool:
+        return acceptance(tuple(layer in valid.order[:k] for layer in range(n_layers))) >= WANTED
+
+    most = sum(1 for _ in takewhile(best_keep, range(1, valid.most + 1)))
+    return next((k for k in range(most, 0, -1) if keeps(k)), 0)
 
 
 # ---- what is kept

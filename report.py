@@ -15,6 +15,8 @@ from pathlib import Path
 
 from support.log import ACCURACIES, complain, read
 
+OFF_POLICY = ("acceptance", "acceptance_p5", "sequence_acceptance", "ess")  # all between 0 and 1
+
 
 def reinforced(rows: list[dict]) -> list[dict]:
     """The steps alone, without the evaluations."""
@@ -45,7 +47,7 @@ def table(rows: list[dict]) -> str:
     n = max(1, len(steps) // 10)
     parts = {f"the first {n}": steps[:n], f"the last {n}": steps[-n:], f"all {len(steps)}": steps}
     lines += ["", f"{'batches, the mean of':28}" + "".join(f"{name:>16}" for name in parts)]
-    for key in ("reward", "acceptance", "ess", "silent_groups", "cut_off"):
+    for key in ("reward", *OFF_POLICY, "silent_groups", "cut_off"):
         known = ([row[key] for row in part if row[key] is not None] for part in parts.values())
         lines.append(
             f"{key.replace('_', ' '):28}" + "".join(f"{statistics.fmean(k or [math.nan]):16.3f}" for k in known)
@@ -53,45 +55,57 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def means(rows: list[dict], key: str, width: int = 60) -> list[tuple[float, float]]:
+    """(step, figure) of the reinforced steps, with neighbours averaged into `width` points at most."""
+    steps = [row for row in reinforced(rows) if row[key] is not None]
+    size = max(1, math.ceil(len(steps) / width))
+    groups = [steps[start : start + size] for start in range(0, len(steps), size)]
+    return [tuple(statistics.fmean(row[each] for row in group) for each in ("step", key)) for group in groups]
+
+
 def points(rows: list[dict], width: int = 60) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
-    """(step, reward) with neighbouring steps averaged into `width` points at most, and (step, sampled accuracy)."""
-    steps = reinforced(rows)
-    size = math.ceil(len(steps) / width)
-    groups = [steps[start : start + size] for start in range(0, len(steps), size)] if steps else []
-    reward = [tuple(statistics.fmean(row[key] for row in group) for key in ("step", "reward")) for group in groups]
+    """(step, reward), in `width` points at most, and (step, sampled accuracy)."""
     both = ((row["step"], row["test_accuracy_sampled"], row["valid_accuracy_sampled"]) for row in rows)
     known = [(step, test if valid is None else valid) for step, test, valid in both]
-    return reward, [(step, accuracy) for step, accuracy in known if accuracy is not None]
+    return means(rows, "reward", width), [(step, accuracy) for step, accuracy in known if accuracy is not None]
 
 
 def curve(rows: list[dict], width: int = 60, height: int = 10) -> str:
     """The reward of the nested samples and the full model's accuracy, drawn with characters."""
     reward, test = points(rows, width)
-    top = max(y for _, y in reward + test) or 1.0
-    last = rows[-1]["step"] or 1
+    plotted = plot({"·": reward, "o": test}, rows[-1]["step"], width, height)
+    return f"{plotted}\n· reward of the nested samples    o accuracy of the full model, sampled"
+
+
+def plot(series: dict[str, list[tuple[float, float]]], last: int, width: int = 60, height: int = 10) -> str:
+    """(step, value) of each mark, values from 0 up and steps from 0 to the last; later marks hide earlier ones."""
+    top = max(y for each in series.values() for _, y in each) or 1.0
     grid = [[" "] * (width + 1) for _ in range(height + 1)]
-    for mark, series in (("·", reward), ("o", test)):
-        for x, y in series:
-            grid[round(y / top * height)][round(x / last * width)] = mark
+    for mark, each in series.items():
+        for x, y in each:
+            grid[round(y / top * height)][round(x / (last or 1) * width)] = mark
     labels = {height: f"{top:.2f}", 0: "0.00"}
     lines = [f"{labels.get(level, ''):>5} |{''.join(grid[level])}".rstrip() for level in reversed(range(height + 1))]
-    lines.append(f"{'':5} +{'-' * width}> step {last}")
-    return "\n".join([*lines, "· reward of the nested samples    o accuracy of the full model, sampled"])
+    return "\n".join([*lines, f"{'':5} +{'-' * width}> step {last or 1}"])
 
 
 def draw(rows: list[dict], path: Path) -> bool:
-    """`curve` as a picture. False where matplotlib is not installed."""
+    """`curve` as a picture, and how far off-policy the batches were. False where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         return False
     reward, test = points(rows)
-    figure = Figure(figsize=(7, 4))
-    axes = figure.subplots()
-    axes.plot(*zip(*reward, strict=True), label="reward of the nested samples")
-    axes.plot(*zip(*test, strict=True), "o-", label="accuracy of the full model, sampled")
-    axes.set(xlabel="step", ylim=(0, None))
-    axes.legend()
+    figure = Figure(figsize=(7, 7), layout="constrained")
+    above, below = figure.subplots(2, sharex=True)
+    above.plot(*zip(*reward, strict=True), label="reward of the nested samples")
+    above.plot(*zip(*test, strict=True), "o-", label="accuracy of the full model, sampled")
+    for key in OFF_POLICY:
+        below.plot(*zip(*means(rows, key), strict=True), label=key.replace("_", " "))
+    for axes in (above, below):
+        axes.set_ylim(bottom=0)
+        axes.legend()
+    below.set_xlabel("step")
     figure.savefig(path, dpi=150)
     return True
 

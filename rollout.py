@@ -1,9 +1,10 @@
 """Sampling completions from a nested model, and scoring them under the full one.
 
 `generate` is the fast sampler: a batch, a key/value cache, finished rows leave. `generate_naive` is what it computes,
-written as plainly as it can be: one row at a time, no cache. Tests hold the two equal token for token.
-`completion_logprobs` gives the same completions' log-probabilities in a teacher-forced pass, differentiable, and
-`completion_logprobs_naive` is what that computes. Both fast ones read a prompt once for all its completions.
+written as plainly as it can be: one row at a time, all its tokens anew for each next one. Tests hold the two equal
+token for token. `completion_logprobs` gives the same completions' log-probabilities in a teacher-forced pass,
+differentiable, and `completion_logprobs_naive` is what that computes. Both fast ones read a prompt once for all its
+completions.
 
 Both the target π and the nested η are the softmax of logits/τ over the whole vocabulary: no top-k and no top-p, else
 the ratios of the method would be wrong. The end token is an action like any other: it has its place in tokens, mask and
@@ -64,11 +65,14 @@ def generate(
     temperature: float = 1.0,
     skip=None,
     seed: int | list[int] = 0,
+    full_prompt: bool = False,
 ) -> Rollout:
     """Samples n_samples completions of each prompt, under one skip mask, until an end token or max_new_tokens.
 
     temperature: τ; 0 takes the most probable token, with log-probability 0 (a point mass).
-    skip: L bools (D3), the same for prefill and decoding.
+    skip: L bools (D3).
+    full_prompt: the full model reads the prompts, and the nested one goes on from its keys and values; else the mask is
+        the same for prompts and completions.
     seed: an int, or P ints; sample g of prompt p draws from the stream (seed[p], g), and an int s stands for s, s+1, …
         A completion depends on its prompt and its stream, not on the rest of the batch.
     Of several processes each samples a share of the prompts, and all have the whole Rollout.
@@ -79,10 +83,12 @@ def generate(
         mine = share(list(range(len(prompts))))
         rows = [p * n_samples + g for p in mine for g in range(n_samples)]
         part = (
-            sample_rows(model, [prompts[p] for p in mine], uniforms[rows], eos_ids, temperature, skip) if mine else None
+            sample_rows(model, [prompts[p] for p in mine], uniforms[rows], eos_ids, temperature, skip, full_prompt)
+            if mine
+            else None
         )
         return joined(everyone(part and part.on_cpu()), prompts, n_samples, model.device)
-    return sample_rows(model, prompts, uniforms, eos_ids, temperature, skip)
+    return sample_rows(model, prompts, uniforms, eos_ids, temperature, skip, full_prompt)
 
 
 def joined(parts: list["Rollout | None"], prompts: list[list[int]], n_samples: int, device) -> "Rollout":
@@ -103,7 +109,13 @@ def joined(parts: list["Rollout | None"], prompts: list[list[int]], n_samples: i
 
 
 def sample_rows(
-    model: Decoder, prompts: list[list[int]], uniforms: Tensor, eos_ids: list[int], temperature: float, skip
+    model: Decoder,
+    prompts: list[list[int]],
+    uniforms: Tensor,
+    eos_ids: list[int],
+    temperature: float,
+    skip,
+    full_prompt: bool,
 ) -> Rollout:
     """`generate` on this process, from the numbers of its streams (N, T)."""
     N, T = uniforms.shape
@@ -113,7 +125,7 @@ def sample_rows(
     rollout = empty_rollout(model, prompts, n_samples, T)
 
     model = packed(model, N)
-    x, cache = prefill(model, prompts, max_new_tokens, skip)
+    x, cache = prefill(model, prompts, max_new_tokens, skip, full_prompt)
     logits = model.lm_head(x)  # (P, V)
     if not logits.isfinite().all():
         raise FloatingPointError("the model's logits are not finite")
@@ -137,31 +149,52 @@ def sample_rows(
 
 
 @torch.no_grad()
-def generate_naive(model, prompts, n_samples, max_new_tokens, eos_ids, temperature=1.0, skip=None, seed=0) -> Rollout:
+def generate_naive(
+    model, prompts, n_samples, max_new_tokens, eos_ids, temperature=1.0, skip=None, seed=0, full_prompt=False
+) -> Rollout:
     """The specification of `generate`: each row alone, its whole sequence through the model again for every token."""
     uniforms = uniform_streams(model, prompts, n_samples, max_new_tokens, seed)
     rollout = empty_rollout(model, prompts, n_samples, max_new_tokens)
     for row, prompt in enumerate(rollout.prompts):
-        sequence = list(prompt)
         for t in range(max_new_tokens):
-            logits = model(torch.tensor([sequence], device=rollout.tokens.device), skip=skip)[:, -1]
+            logits = logits_naive(model, prompt, rollout.tokens[row, :t], skip, full_prompt)[-1:]
             token, logprob = sample(logits, uniforms[row, t : t + 1], temperature)
             rollout.tokens[row, t], rollout.logprobs[row, t], rollout.mask[row, t] = token, logprob, True
-            sequence.append(token.item())
-            if sequence[-1] in eos_ids:
+            if token.item() in eos_ids:
                 rollout.ended[row] = True
                 break
     return rollout.trimmed()
 
 
+def logits_naive(model: Decoder, prompt: list[int], completion: Tensor, skip, full_prompt: bool) -> Tensor:
+    """(T + 1, V): what the T tokens of a completion, and the next one, are sampled from. Where the full model reads the
+    prompt, it predicts the first of them."""
+    prompt_tokens, completion = torch.tensor([prompt], device=completion.device), completion[None]
+    if not full_prompt:
+        return model(torch.cat((prompt_tokens, completion), dim=1), skip=skip)[0, len(prompt) - 1 :]
+    cache = PromptCache(model)
+    first = model(prompt_tokens, cache)[:, -1:]
+    if not completion.shape[1]:
+        return first[0]
+    only = torch.tensor([0], device=completion.device)
+    return torch.cat((first, model(completion, cache.followed_by(only, skip), skip)), dim=1)[0]
+
+
 def completion_logprobs(
-    model: Decoder, prompts: list[list[int]], tokens: Tensor, mask: Tensor, temperature: float = 1.0, skip=None
+    model: Decoder,
+    prompts: list[list[int]],
+    tokens: Tensor,
+    mask: Tensor,
+    temperature: float = 1.0,
+    skip=None,
+    full_prompt: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """log π of given completions, differentiable, and π's entropy at each token, detached.
 
     prompts: n lists; tokens, mask: (n, T) as in `Rollout` -> (n, T) each, 0 outside the mask.
     """
-    return score_states(model, completion_hidden(model, prompts, tokens, mask, skip), tokens, mask, temperature)
+    states = completion_hidden(model, prompts, tokens, mask, skip, full_prompt)
+    return score_states(model, states, tokens, mask, temperature)
 
 
 def score_states(
@@ -173,7 +206,9 @@ def score_states(
     return zeros.masked_scatter(mask, logprobs), zeros.masked_scatter(mask, entropy)
 
 
-def completion_hidden(model: Decoder, prompts: list[list[int]], tokens: Tensor, mask: Tensor, skip=None) -> Tensor:
+def completion_hidden(
+    model: Decoder, prompts: list[list[int]], tokens: Tensor, mask: Tensor, skip=None, full_prompt: bool = False
+) -> Tensor:
     """The states (m, C) that the m completion tokens are predicted from; n prompts, tokens and mask (n, T).
 
     Rows with the same prompt share one pass over it; gradients flow back through its keys and values.
@@ -183,11 +218,12 @@ def completion_hidden(model: Decoder, prompts: list[list[int]], tokens: Tensor, 
     tokens, width = tokens.where(mask, 0), int(mask.any(dim=0).sum())
 
     prompt_tokens, padding = pad_left(different, tokens.device)
-    cache = PromptCache(model, skip, padding)
-    x = model.hidden(prompt_tokens, cache, skip)[:, -1]  # (P, C): what follows is the first token
+    reader = None if full_prompt else skip
+    cache = PromptCache(model, reader, padding)
+    x = model.hidden(prompt_tokens, cache, reader)[:, -1]  # (P, C): what follows is the first token
     x = x[of_prompt][:, None]  # (n, 1, C)
     if width > 1:
-        rest = model.hidden(tokens[:, : width - 1], cache.followed_by(of_prompt), skip)
+        rest = model.hidden(tokens[:, : width - 1], cache.followed_by(of_prompt, skip), skip)
         x = torch.cat((x, rest), dim=1)  # (n, width, C)
     return x[mask[:, :width]]
 
@@ -247,12 +283,13 @@ class ScoreTokens(torch.autograd.Function):
         return to_x.to(x.dtype), to_weight, None, None
 
 
-def completion_logprobs_naive(model, prompts, tokens, mask, temperature=1.0, skip=None) -> tuple[Tensor, Tensor]:
-    """The specification of `completion_logprobs`: each row alone, prompt and completion in one sequence."""
+def completion_logprobs_naive(
+    model, prompts, tokens, mask, temperature=1.0, skip=None, full_prompt=False
+) -> tuple[Tensor, Tensor]:
+    """The specification of `completion_logprobs`: each row alone."""
     logprobs, entropies = [], []
     for prompt, completion in zip(prompts, (row[kept] for row, kept in zip(tokens, mask, strict=True)), strict=True):
-        sequence = torch.cat((torch.tensor(prompt, device=tokens.device), completion))
-        every = log_softmax(model(sequence[None], skip=skip)[0, len(prompt) - 1 : -1], temperature)  # (T, V)
+        every = log_softmax(logits_naive(model, prompt, completion[:-1], skip, full_prompt), temperature)  # (T, V)
         logprobs.append(every.gather(1, completion[:, None])[:, 0])
         entropies.append(-(every.exp() * every).sum(dim=-1).detach())
     zeros = torch.zeros(mask.shape, dtype=logprobs[0].dtype, device=tokens.device)
@@ -311,11 +348,17 @@ def empty_rollout(model: Decoder, prompts: list[list[int]], n_samples: int, max_
     )
 
 
-def prefill(model: Decoder, prompts: list[list[int]], max_new_tokens: int, skip) -> tuple[Tensor, KVCache]:
+def prefill(
+    model: Decoder, prompts: list[list[int]], max_new_tokens: int, skip, full_prompt: bool
+) -> tuple[Tensor, KVCache]:
     """P prompts -> the states (P, C) that their first tokens are predicted from, and a cache with room for the rest."""
     tokens, padding = pad_left(prompts, model.device)
-    cache = KVCache(model, len(prompts), tokens.shape[1] + max_new_tokens - 1, skip, padding)
-    return model.hidden(tokens, cache, skip)[:, -1], cache
+    reader = None if full_prompt else skip
+    cache = KVCache(model, len(prompts), tokens.shape[1] + max_new_tokens - 1, reader, padding)
+    x = model.hidden(tokens, cache, reader)[:, -1]
+    if full_prompt and skip is not None:  # SKIP
+        cache.switch(skip)  # SKIP
+    return x, cache
 
 
 def pad_left(prompts: list[list[int]], device) -> tuple[Tensor, Tensor | None]:

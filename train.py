@@ -3,7 +3,7 @@
     python train.py --dataset svamp --skip-ratio 0.3
 
 Each step draws a skip mask, samples from the model without the skipped layers, scores the answers, and moves the *full*
-model along a policy gradient that is corrected for having been sampled elsewhere (E1-E8, losses.py): `reinforce` and,
+model along a policy gradient that is corrected for having been sampled elsewhere (E1-E11, losses.py): `reinforce` and,
 directly under it, `update`. `warm_up` is supervised learning on worked solutions, before it. Then comes the run: its
 state, what it measures on the way, how it begins and how it ends.
 
@@ -54,15 +54,15 @@ from support.pretrained import check_room, find_checkpoint, load_model
 from support.settings import Settings, parse, settings_of, write_settings
 from support.tokenizer import Tokenizer
 
-FAR = 0.5  # SKIP: acceptance of the first batch below which a warning is due
+FAR = 0.05  # SKIP: sequence acceptance of the first batch below which a warning is due
 LR_WARMUP = 5  # steps over which the learning rate rises
 FEW = 50  # problems of a test split below which a warning is due
 OFTEN = 600  # seconds between checkpoints at most
-FORMAT = 3  # of a checkpoint's state
+FORMAT = 4  # of a checkpoint's state
 
 
 def reinforce(run: "Run") -> None:
-    """The method: batches, each sampled under a skip mask of its own, each one step of the full model."""
+    """The method: batches, each sampled under a skip mask of its own, each a step of the full model (or --updates)."""
     s, model, log = run.settings, run.model, run.log
     at_boundary(run)  # evaluation and checkpoint, if due
     for step in run.steps_to_go():
@@ -71,7 +71,7 @@ def reinforce(run: "Run") -> None:
         sample = partial(generate, model, prompts, s.samples, s.max_new_tokens, run.tokenizer.eos_ids, s.temperature)
         sample = partial(sample, seed=s.seed * 2**32 + step * s.prompts)
         skip = run.skip_mask(step)  # SKIP
-        full, sample = sample, partial(sample, skip=skip)  # SKIP
+        full, sample = sample, partial(sample, skip=skip, full_prompt=s.prefill == "full")  # SKIP
 
         with log.phase("sample"):
             rollout = sample()
@@ -88,9 +88,13 @@ def reinforce(run: "Run") -> None:
         lr = s.lr * min(1.0, step / LR_WARMUP)
         with uninterrupted():
             with log.phase("update"):
-                figures |= update(model, run.optimizer, rollout, advantages.flatten(), s, lr)
+                for moved in range(s.updates):
+                    figures |= update(model, run.optimizer, rollout, advantages.flatten(), s, lr, hear=not moved)
+                    if not figures["stepped"]:
+                        break
+                    run.whole = False  # until the step is counted
             run.advance(step, figures, examples(step, "nested, sampled", records) if run.is_evaluated(step) else [])
-        if step == 1 and figures["acceptance"] < FAR:  # SKIP
+        if step == 1 and any(skip) and figures["sequence_acceptance"] < FAR:  # SKIP
             warnings.warn(too_far(figures), stacklevel=1)
         at_boundary(run)
     if s.steps and not from_first(lambda: any(row["stepped"] for row in read(log.folder))):
@@ -98,9 +102,18 @@ def reinforce(run: "Run") -> None:
 
 
 def update(
-    model: Decoder, optimizer: Optimizer, rollout: Rollout, advantages: Tensor, s: Settings, lr: float
+    model: Decoder,
+    optimizer: Optimizer,
+    rollout: Rollout,
+    advantages: Tensor,
+    s: Settings,
+    lr: float,
+    hear: bool = True,
 ) -> dict[str, float]:
-    """One step of the full model on a batch, N completions with advantages (N,), by micro-batches of n.
+    """One optimiser step of the full model on a batch, N completions with advantages (N,), by micro-batches of n.
+
+    After the first of several (--updates) the model is another one than the rollout came from, even with nothing
+    skipped: the ratios to the recorded probabilities say so.  hear: Ctrl-C may end it before the weights move.
 
     Completions without an advantage have no gradient: they go forward only, for the figures, which are of the whole
     batch, as Z is. FloatingPointError or OverflowError, before any weight has moved, if the numbers are not finite.
@@ -110,13 +123,14 @@ def update(
     advantages, total = advantages.to(log_rho), 0.0
     batches = micro_batches(rollout, advantages, balanced(s.micro_batch_tokens, rollout.mask.numel()))
     for rows, has_signal in deal(batches, [len(rows) * (1 + 2 * has_signal) for rows, has_signal in batches]):
-        hear_signals()  # nothing has changed yet: Ctrl-C need not wait for the whole step
+        if hear:  # nothing has changed yet: Ctrl-C need not wait for the whole step
+            hear_signals()
         prompts, tokens, mask = [rollout.prompts[row] for row in rows], rollout.tokens[rows], rollout.mask[rows]
         with torch.set_grad_enabled(has_signal):
             logprobs, entropy[rows] = completion_logprobs(model, prompts, tokens, mask, s.temperature)  # log π, (n, T)
         log_rho[rows] = finite("the log-ratios are", log_ratio(logprobs, rollout.logprobs[rows], mask))
         if has_signal:
-            w = gradient_weights(s.gradient, log_rho[rows], mask, s.truncation, s.retrace_lambda)  # (n, T)
+            w = gradient_weights(s.gradient, log_rho[rows], mask, s.truncation, s.retrace_lambda, s.bound)  # (n, T)
             loss = finite("the loss is", policy_loss(logprobs, w, advantages[rows], mask, z))
             loss.backward()
             optimizer.collect_gradients()
@@ -178,7 +192,7 @@ def draw_problems(problems: list[data.Problem], size: int, step: int, seed: int)
 class Run:
     """What a run works with, and how far it has come.
 
-    It moves from boundary to boundary. Boundary k is the moment after step k's optimiser step, counters and line of
+    It moves from boundary to boundary. Boundary k is the moment after step k's updates, counters and line of
     metrics.jsonl, which happen together or not at all (`advance`); boundary 0 stands before the first step.
     """
 
@@ -325,7 +339,7 @@ def at_boundary(run: Run) -> None:
 
 def too_far(figures: dict) -> str:  # SKIP
     return (
-        f"the full model would accept {figures['acceptance']:.0%} of what is sampled without "
+        f"the full model would accept {figures['sequence_acceptance']:.0%} of the completions sampled without "
         f"{len(figures['skipped_layers'])} layers: too little to learn from; skip less (--skip-ratio)"
     )
 
@@ -346,10 +360,12 @@ def describe(rollout: Rollout, rewards: Tensor, advantages: Tensor, seconds: flo
 def measure_nested(run: Run, step: int) -> None:  # SKIP
     """Measures the nested models on a few train problems and prints the result. For the weights of --model, before any
     step, it is cached in that folder, and the next run reads it from there."""
-    s, n = run.settings, min(nested.PROBE + nested.FIT, len(run.train))
+    s = run.settings
+    n = min((nested.COUNT if s.skip_ratio == "auto" else nested.PROBE) + nested.FIT, len(run.train))
     prompts = [run.tokenizer.encode_prompt(p.question) for p in draw_problems(run.train, n, step=1, seed=0)]
     n_skipped = None if s.skip_ratio == "auto" else round(s.skip_ratio * run.model.config.num_hidden_layers)
-    options = s.max_new_tokens, run.tokenizer.eos_ids, s.temperature, s.bypass, run.valid, n_skipped
+    full_prompt = s.prefill == "full"
+    options = s.max_new_tokens, run.tokenizer.eos_ids, s.temperature, s.bypass, run.valid, n_skipped, full_prompt
     kept = None
     if s.model and step == 1 and not s.warmup_epochs:
         kept = find_checkpoint(s.model) / "nested" / "measured.safetensors"
@@ -366,7 +382,9 @@ def measure_nested(run: Run, step: int) -> None:  # SKIP
             for tensor in vars(run.model.bypass).values() if run.model.bypass else ():
                 distributed.spread(tensor)
             distributed.by_first(lambda: keep(kept, run))
-    if run.nested.layers:
+    if not run.nested.n_skipped:
+        tqdm.write("without any layer too few completions would be accepted: none is skipped")
+    elif run.nested.layers:
         tqdm.write(run.nested.layers.table(run.nested.n_skipped))
     elif s.skip_ratio == "auto":
         tqdm.write(f"{run.nested.n_skipped} of the {len(run.valid)} valid layers are skipped")
@@ -512,7 +530,7 @@ def load_problems(s: Settings) -> tuple[list[data.Problem], dict[str, list[data.
 LESS_MEMORY = {
     "sample": "--samples, --prompts or --max-new-tokens",
     "update": "--micro-batch-tokens or --max-new-tokens, or try --gradient-checkpointing",
-    "measure": "--max-new-tokens, or measure nothing (--bypass identity --valid-layers border:1)",
+    "measure": "--max-new-tokens, or measure nothing (--bypass identity --valid-layers border:1 --skip-ratio 0.3)",
     "evaluate": "--samples or --prompts, whose product is the size of a batch, or --max-new-tokens",
 }
 

@@ -19,7 +19,8 @@ ACCURACIES = tuple(f"{split}_accuracy{mode}" for split in ("test", "wordings", "
 METRICS = (
     *("phase", "step", "reward", "loss", "grad_norm", "lr", "stepped"),
     *(key for accuracy in ACCURACIES for key in (accuracy, f"{accuracy}_se")),
-    *("skipped_layers", "acceptance", "k1", "k3", "ratio_min", "ratio_max", "max_abs_log_ratio", "ess", "entropy"),
+    *("skipped_layers", "acceptance", "acceptance_p5", "sequence_acceptance", "ess"),
+    *("k1", "k3", "ratio_min", "ratio_max", "max_abs_log_ratio", "entropy"),
     *("silent_groups", "cut_off", "mean_length", "tokens", "tokens_per_second"),
     *("full_reward", "full_mean_length", "full_tokens_per_second"),
     *("seconds_sample", "seconds_score", "seconds_update", "seconds_measure", "seconds_evaluate"),
@@ -94,7 +95,8 @@ def examples(step: int, mode: str, records: list[list[dict]]) -> list[dict]:
 def readable(f: dict, last_step: int) -> str:
     """A line of metrics.jsonl for the terminal, of at most 100 characters.
 
-    silent: groups that agree in their reward, and teach nothing; no signal: all are.  accept: acceptance.  cut: off.
+    silent: groups that agree in their reward, and teach nothing; no signal: all are.  p5, whole: 5th percentile of
+    the tokens' acceptance, and the acceptance of whole completions.  cut: off.
     """
     if f["phase"] == "warmup":
         return f"warm-up {f['step']}/{last_step}  loss {f['loss']:.3f}  {f['seconds_update']:.1f} s"
@@ -104,7 +106,7 @@ def readable(f: dict, last_step: int) -> str:
         split = key.removesuffix("_accuracy")
         return f"step {f['step']}/{last_step}  {split}: sampled {sampled:.1%} ± {error:.1%}, greedy {greedy:.1%}"
     groups = f"silent {f['silent_groups']:.0%}" if f["stepped"] else "no signal"
-    off_policy = f"accept {f['acceptance']:.3f}  ess {f['ess']:.2f}"
+    off_policy = f"p5 {f['acceptance_p5']:.2f}  whole {f['sequence_acceptance']:.2f}"
     texts = f"length {f['mean_length']:.0f}  cut {f['cut_off']:.0%}  {f['tokens_per_second']:.0f} tok/s"
     return f"step {f['step']}/{last_step}  reward {f['reward']:.3f}  {groups}  {off_policy}  {texts}"
 

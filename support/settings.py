@@ -36,7 +36,7 @@ GONE = {  # flags of earlier versions: what replaces them
     "retrace_trace": "--gradient retrace (the product) or retrace-token",
     "retrace_c_bar": "nothing, c̄ is 1",
     "compile": "nothing",
-    "min_acceptance": "nothing, --skip-ratio auto keeps a mean acceptance of 0.95",
+    "min_acceptance": "nothing, --skip-ratio auto keeps a sequence acceptance of 0.65",
     "layer_dropout": "nothing, see docs/results.md",
     "lr_warmup_steps": "nothing, the rate rises over 5 steps",
 }
@@ -58,7 +58,7 @@ class Settings:
 
     skip_ratio: float | str = option(  # SKIP
         0.3,
-        "share of all layers to skip, 0 to 1; auto: the most that keep a mean acceptance of at least 0.95",
+        "share of all layers to skip, 0 to 1; auto: the most that keep a sequence acceptance of 0.65",
         high=1,
     )
     valid_layers: str = option(  # SKIP
@@ -69,6 +69,11 @@ class Settings:
         "what a skipped layer becomes: linear (a low-rank fit), mean (its mean update), identity (nothing)",
         ("linear", "mean", "identity"),
     )
+    prefill: str = option(  # SKIP
+        "full",
+        "who reads the prompts: full, the full model, and the nested one goes on from its keys and values; or nested",
+        ("full", "nested"),
+    )
     measure_every: int = option(50, "steps between measurements of nested models", low=1)  # SKIP
 
     gradient: str = option(
@@ -76,7 +81,10 @@ class Settings:
         "how the gradient of each token is weighted, to correct for sampling from the nested model",
         tuple(WEIGHTS),
     )
-    cap: float | None = option(None, "C, the cap of the weights is and is-sequence; 0: no cap (default: 2)")
+    cap: float | None = option(None, "C, the cap of gradients whose name begins with is; 0: none (default: 2)")
+    bound: str = option(
+        "truncate", "weights beyond the cap: truncate them to C, or mask, 0 outside [1/C, C]", ("truncate", "mask")
+    )
     retrace_lambda: float = option(1.0, "λ of the retrace kinds, 0 to 1", high=1)
     advantage: str = option("grpo", "baseline of a group's rewards", ("grpo", "mean", "rloo"))
     normaliser: str = option("tokens", "Z of the loss: tokens or completions of the batch, or a number")
@@ -87,6 +95,7 @@ class Settings:
     max_new_tokens: int = option(128, "tokens of a completion at most; one that does not end earns 0", low=1)
     temperature: float = option(1.0, "τ of sampling and of the policy that is trained", low=0.01)
     lr: float | None = option(None, "learning rate of AdamW (default: 1e-5; for the embedded model 1e-4)")
+    updates: int = option(1, "optimiser steps on each batch", low=1)
     max_grad_norm: float = option(1.0, "the gradient is clipped to this norm; 0: not at all")
     micro_batch_tokens: int = option(
         2048, "tokens of a forward and backward pass, prompts and padding too; changes memory, not the gradient", low=1
@@ -136,12 +145,18 @@ class Settings:
             if isinstance(value, int | float) and not (low <= value <= high and math.isfinite(value)):
                 bounds = f"{low} or more" if high == math.inf else f"a number from {low} to {high}"
                 raise ValueError(f"{given}; expected {bounds}{' or auto' * (f.name == 'skip_ratio')}")
-        for name, prefix, none in (("cap", "is", None), ("retrace_lambda", "retrace", 1.0)):
+        for name, prefix, none in (
+            ("cap", "is", None),
+            ("bound", "is", "truncate"),
+            ("retrace_lambda", "retrace", 1.0),
+        ):
             if getattr(self, name) != none and not self.gradient.startswith(prefix):
                 raise ValueError(
                     f"{flag(name)} is {getattr(self, name)}, but --gradient {self.gradient} has none; expected a "
                     f"gradient whose name begins with {prefix}, or no {flag(name)}"
                 )
+        if self.bound == "mask" and (self.truncation or 0) <= 1:
+            raise ValueError(f"--cap is {self.cap}; expected a number above 1 with --bound mask, or --bound truncate")
         normaliser(torch.ones(1, 1), self.normaliser)
 
     @property

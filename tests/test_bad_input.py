@@ -100,7 +100,11 @@ def complaint(checkpoint, problems, tmp_path, capsys):
         ("--skip-ratio", "automatic", "neither a number nor 'auto'"),
         ("--grader", "sympy", "'rules', 'math-verify'"),
         ("--bypass", "median", "'mean', 'identity'"),
-        ("--gradient", "reinforce", "'on-policy', 'is', 'is-sequence', 'retrace', 'retrace-token'"),
+        (
+            "--gradient",
+            "reinforce",
+            "'on-policy', 'is', 'is-sequence', 'is-prefix', 'is-geometric', 'retrace', 'retrace-token'",
+        ),
         ("--advantage", "gae", "'grpo', 'mean', 'rloo'"),
         ("--normaliser", "zero", "tokens, completions or a positive number"),
         ("--retrace-lambda", "2", "from 0 to 1"),
@@ -154,7 +158,7 @@ def test_a_flag_that_is_not_there_is_refused_with_the_one_that_was_meant(complai
 
 def test_every_flag_that_is_gone_is_gone():
     """And none that is there is said to be."""
-    assert not GONE.keys() & {field.name for field in fields(Settings)} and len(fields(Settings)) <= 37
+    assert not GONE.keys() & {field.name for field in fields(Settings)} and len(fields(Settings)) <= 39
 
 
 @pytest.mark.parametrize(
@@ -163,6 +167,9 @@ def test_every_flag_that_is_gone_is_gone():
         (["--cap", "1.5", "--gradient", "retrace"], "--cap is 1.5, but --gradient retrace has none"),
         (["--cap", "0", "--gradient", "on-policy"], "--cap is 0.0, but --gradient on-policy has none"),
         (["--retrace-lambda", "0.9"], "--retrace-lambda is 0.9, but --gradient is has none"),
+        (["--bound", "mask", "--gradient", "retrace"], "--bound is mask, but --gradient retrace has none"),
+        (["--bound", "mask", "--cap", "0"], "--cap is 0.0; expected a number above 1 with --bound mask"),
+        (["--bound", "mask", "--cap", "1"], "--cap is 1.0; expected a number above 1 with --bound mask"),
     ],
 )
 def test_a_bound_for_a_gradient_that_has_none_is_refused(complaint, flags, said):

@@ -6,7 +6,20 @@ from conftest import small_model
 
 import nested
 from model import positions_and_bias, rotary_tables
-from nested import RIDGE, Bypass, Measured, Nested, fit_bypass, most_layers, order_layers, overlap, read, save, stamp
+from nested import (
+    RIDGE,
+    Bypass,
+    Measured,
+    Nested,
+    fit_bypass,
+    most_layers,
+    order_layers,
+    overlap,
+    read,
+    save,
+    sequence_acceptance,
+    stamp,
+)
 
 L = 4  # layers of small_model
 EXACT = {"rtol": 0, "atol": 1e-12}  # float64 rounding of logits that are of the order of 1
@@ -121,17 +134,17 @@ def test_as_few_layers_are_valid_as_allow_a_hundred_masks(n_skipped, n_valid):
     assert measured.valid_layers(n_skipped) == sorted(order[:n_valid])
 
 
-@pytest.mark.parametrize("loss, expected", [(0.0, 6), (0.02, 2), (0.025, 2), (0.06, 0), (1.0, 0)])
-def test_as_many_layers_are_skipped_as_leave_drawn_masks_an_acceptance_of_095(loss, expected):
-    """With a loss of 0.025 a layer, two of them."""
+@pytest.mark.parametrize("loss, expected", [(0.0, 6), (0.1, 3), (0.15, 2), (0.4, 0), (1.0, 0)])
+def test_as_many_layers_are_skipped_as_leave_drawn_masks_what_is_wanted(loss, expected):
+    """Two thirds, nearly: with a loss of 0.15 a layer, two of them."""
     assert most_layers(additive([loss] * 8), 8, list(range(1, 7))) == expected
 
 
 def test_the_mean_of_the_drawn_masks_decides_and_not_the_best_set():
     """One layer of eight that cannot be spared is in more of the masks the more they skip; a set without it costs
     nothing, at any size."""
-    losses = [0.0, 0.4, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
-    assert most_layers(additive(losses), 8, list(range(8))) <= 2
+    losses = [0.0, 0.8, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    assert 1 <= most_layers(additive(losses), 8, list(range(8))) <= 4
     assert most_layers(additive(losses), 8, [0, 2, 3, 4, 5, 6, 7]) == 7
 
 
@@ -148,19 +161,35 @@ def test_more_layers_may_cost_less():
 def test_the_masks_that_decide_are_drawn_from_the_valid_layers_of_their_number():
     """As training draws them: which layers are valid depends on how many are skipped."""
     order = [layer for layer in range(30) if layer not in (3, 17)] + [3, 17]
-    measured = Measured([0.4 if layer in (3, 17) else 0.9 for layer in range(30)], order, [0.96] * 20 + [0.9] * 10)
-    seen = {}
+    measured = Measured([0.4 if layer in (3, 17) else 0.9 for layer in range(30)], order, [0.9] * 30)
+    beginnings, drawn = [], {}
 
     def acceptance(mask):
-        seen.setdefault(sum(mask), []).append(mask)
-        return 1.0 if sum(mask) == 9 else 0.94
+        k = sum(mask)
+        if {layer for layer in range(30) if mask[layer]} == set(order[:k]) and not drawn:
+            beginnings.append(k)
+            return 0.7 if k < 21 else 0.6
+        drawn.setdefault(k, []).append(mask)
+        return 0.7 if k == 9 else 0.5
 
     assert most_layers(acceptance, 30, measured) == 9
-    assert len(seen[9]) == 10 and len(set(seen[9])) > 5 and set(seen) == set(range(9, 21)), (
-        "the best set of 21 layers loses too much"
-    )
-    for k, masks in seen.items():
+    assert beginnings == list(range(1, 22)), "the best set of 21 layers loses too much"
+    assert len(drawn[9]) == 10 and len(set(drawn[9])) > 5 and set(drawn) == set(range(9, 21))
+    for k, masks in drawn.items():
         assert all({layer for layer in range(30) if mask[layer]} <= set(measured.valid_layers(k)) for mask in masks)
+
+
+def test_the_sequence_acceptance_of_the_nested_model_is_known_from_the_full_one_s_completions():
+    """All two-token completions over three tokens counted out: Σ_y Π_t min(π, η), by hand and as both expectations."""
+    generator = torch.Generator().manual_seed(0)
+    first, then = (torch.rand(2, *shape, 3, generator=generator).log_softmax(-1) for shape in ((), (3,)))
+    y = torch.tensor([[a, b] for a in range(3) for b in range(3)])
+    target, behaviour = (torch.stack((first[i, y[:, 0]], then[i, y[:, 0], y[:, 1]]), dim=1) for i in range(2))
+    shared = torch.minimum(target, behaviour).sum(dim=1).exp().sum().item()
+    for sampled, other in ((target, behaviour), (behaviour, target)):
+        rows = [sequence_acceptance(a[None], b[None]) for a, b in zip(sampled, other, strict=True)]
+        assert (sampled.sum(dim=1).exp() * torch.tensor(rows)).sum().item() == pytest.approx(shared)
+    assert sequence_acceptance(target, target) == pytest.approx(1.0)
 
 
 def test_the_stamp_knows_every_weight_its_dtype_and_what_else_counts(model):

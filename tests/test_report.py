@@ -9,7 +9,8 @@ import report
 from docs import comparison
 from support.log import METRICS, readable
 
-BATCH = {"reward": 0.5, "acceptance": 0.8, "ess": 0.4, "silent_groups": 0.25, "cut_off": 0.0}
+BATCH = {"reward": 0.5, "acceptance": 0.8, "acceptance_p5": 0.1, "sequence_acceptance": 0.3, "ess": 0.4}
+BATCH |= {"silent_groups": 0.25, "cut_off": 0.0}
 
 
 def row(step: int, **figures) -> dict:
@@ -64,7 +65,14 @@ def test_a_run_that_was_evaluated_once_has_no_accuracy_after():
 def test_a_line_of_the_terminal_has_a_hundred_characters_at_most():
     """It stands in a window of a laptop, with 1,000 steps and numbers of their full width."""
     wide = dict.fromkeys(METRICS) | BATCH | {"phase": "reinforce", "step": 1000, "stepped": True, "silent_groups": 0.99}
-    wide |= {"acceptance": 0.9, "ess": 0.5, "mean_length": 1024.0, "cut_off": 1.0, "tokens_per_second": 12345.6}
+    wide |= {
+        "acceptance": 0.9,
+        "acceptance_p5": 0.5,
+        "sequence_acceptance": 0.5,
+        "mean_length": 1024.0,
+        "cut_off": 1.0,
+        "tokens_per_second": 12345.6,
+    }
     for row in (wide, wide | {"stepped": False, "silent_groups": 1.0}):
         assert len(readable(row, 1000)) <= 100
     assert "no signal" in readable(wide | {"stepped": False}, 1000)
@@ -84,6 +92,9 @@ def test_the_table_says_before_and_after_nested_and_full_first_and_last():
     assert "batches, the mean of the first 1 the last 1 all 4".split() in lines
     assert "reward 0.250 0.500 0.562".split() in lines
     assert "acceptance 0.800 0.800 0.800".split() in lines, "the mean of what is known"
+    assert (
+        "acceptance p5 0.100 0.100 0.100".split() in lines and "sequence acceptance 0.300 0.300 0.300".split() in lines
+    )
     assert "ess 0.400 0.400 0.400".split() in lines
 
 

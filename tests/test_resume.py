@@ -310,11 +310,11 @@ def another_model(out: Path) -> None:
         (spoil_optimizer, "not the state of this run's model"),
         (another_model, "not the state of this run's model"),
         (
-            lambda out: (out / "checkpoint/training/state.json").write_text('{"format": 3}'),
+            lambda out: (out / "checkpoint/training/state.json").write_text('{"format": 4}'),
             "not the state of this run's",
         ),
         (lambda out: (out / "checkpoint/training/state.json").write_text("{"), "not the state of this run's model"),
-        (lambda out: (out / "checkpoint/training/state.json").write_text("{}"), "format 1, this one reads 3"),
+        (lambda out: (out / "checkpoint/training/state.json").write_text("{}"), "format 1, this one reads 4"),
         (lambda out: (out / "checkpoint/training/nested.safetensors").write_bytes(b"x"), "not a whole measurement"),
         (
             lambda out: (out / "metrics.jsonl").write_text("x" * 10**5),

@@ -8,7 +8,7 @@ import torch
 from conftest import small_model
 
 import rollout as rollout_module
-from model import Decoder
+from model import Decoder, positions_and_bias, rotary_tables
 from nested import Bypass
 from rollout import (
     ScoreTokens,
@@ -16,6 +16,7 @@ from rollout import (
     completion_logprobs_naive,
     generate,
     generate_naive,
+    logits_naive,
     sample,
     survivors,
     uniform_streams,
@@ -46,35 +47,59 @@ def same(a, b) -> bool:
 
 
 @pytest.mark.parametrize("skip", MASKS)
-@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
-def test_the_fast_sampler_is_the_naive_one_token_for_token(model, skip, temperature):
+@pytest.mark.parametrize("temperature, full_prompt", [(1.0, False), (0.7, False), (0.0, False), (0.7, True)])
+def test_the_fast_sampler_is_the_naive_one_token_for_token(model, skip, temperature, full_prompt):
     """Batching, padding, the cache and leaving rows are means of speed only: same streams, same completions."""
-    arguments = {"temperature": temperature, "skip": skip, "seed": 5}
+    arguments = {"temperature": temperature, "skip": skip, "seed": 5, "full_prompt": full_prompt}
     fast = generate(model, PROMPTS, 4, 24, EOS, **arguments)
     naive = generate_naive(model, PROMPTS, 4, 24, EOS, **arguments)
     assert same(fast, naive)
     torch.testing.assert_close(fast.logprobs, naive.logprobs, atol=1e-11, rtol=0)
 
 
+@pytest.mark.parametrize("full_prompt", [False, True])
 @pytest.mark.parametrize("skip", list(product([False, True], repeat=4)))
-def test_recorded_logprobs_are_those_of_a_teacher_forced_pass_with_the_same_mask(model, skip):
+def test_recorded_logprobs_are_those_of_a_teacher_forced_pass_with_the_same_mask(model, skip, full_prompt):
     """Invariant 2, for every mask, through prompts of four lengths, the cache and rows that leave: else ρ is wrong."""
-    rollout = generate(model, PROMPTS, 4, 24, EOS, skip=skip, seed=1)
+    how = {"skip": skip, "full_prompt": full_prompt}
+    rollout = generate(model, PROMPTS, 4, 24, EOS, seed=1, **how)
     assert len(set(rollout.mask.sum(dim=1).tolist())) > 3, "rows should leave at different times"
-    logprobs, _ = completion_logprobs(model, rollout.prompts, rollout.tokens, rollout.mask, skip=skip)
+    logprobs, _ = completion_logprobs(model, rollout.prompts, rollout.tokens, rollout.mask, **how)
     torch.testing.assert_close(rollout.logprobs, logprobs, atol=1e-11, rtol=0)
 
 
+@pytest.mark.parametrize("full_prompt", [False, True])
 @pytest.mark.parametrize("skip", MASKS)
-def test_with_a_bypass_too_all_ways_to_compute_a_completion_agree(model, bypassed, skip):
+def test_with_a_bypass_too_all_ways_to_compute_a_completion_agree(model, bypassed, skip, full_prompt):
     """Prefill with padding, decoding, a shared prompt, and each row alone: the first position is a row's own first."""
-    rollout, naive = (sampler(bypassed, PROMPTS, 4, 24, EOS, skip=skip) for sampler in (generate, generate_naive))
-    assert same(rollout, naive) and same(rollout, generate(model, PROMPTS, 4, 24, EOS, skip=skip)) == (
-        not any(skip or ())
-    )
+    how = {"skip": skip, "full_prompt": full_prompt}
+    rollout, naive = (sampler(bypassed, PROMPTS, 4, 24, EOS, **how) for sampler in (generate, generate_naive))
+    assert same(rollout, naive)
+    assert same(rollout, generate(model, PROMPTS, 4, 24, EOS, **how)) == (not any(skip or ()))
     for score in (completion_logprobs, completion_logprobs_naive):
-        logprobs, _ = score(bypassed, rollout.prompts, rollout.tokens, rollout.mask, skip=skip)
+        logprobs, _ = score(bypassed, rollout.prompts, rollout.tokens, rollout.mask, **how)
         torch.testing.assert_close(rollout.logprobs, logprobs, atol=1e-11, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("skip", MASKS[1:])
+def test_where_the_full_model_reads_the_prompt_the_nested_one_attends_to_its_keys_and_values(bypassed, skip):
+    """By hand, block by block: the prompt's states go through all of them, the completion's past the skipped ones, and
+    what stays attends to both. The first token is the full model's."""
+    prompt, completion, P = PROMPTS[2], [3, 14, 15, 9, 2], len(PROMPTS[2])
+    x = bypassed.model.embed_tokens(torch.tensor([prompt + completion]))
+    at, bias = positions_and_bias(P + len(completion), None, torch.empty(0))
+    rotary, without = rotary_tables(bypassed.config, at, x.dtype), (False,) * 4
+    for layer, block in enumerate(bypassed.model.layers):
+        whole = block(x, rotary, bias, None, layer)  # causal: the prompt's states do not depend on what follows
+        update = bypassed.bypass(layer, block.input_layernorm(x), at) if skip[layer] else whole - x
+        x = torch.cat((whole[:, :P], (x + update)[:, P:]), dim=1)
+    expected = bypassed.lm_head(bypassed.model.norm(x))[0, P - 1 :]
+    torch.testing.assert_close(logits_naive(bypassed, prompt, torch.tensor(completion), skip, True), expected)
+    full = bypassed(torch.tensor([prompt]), skip=without)[0, -1]
+    torch.testing.assert_close(expected[0], full)
+    nested = bypassed(torch.tensor([prompt + completion]), skip=skip)[0, P:]
+    assert ((expected[1:] - nested).abs().max() > 0.1) == (not all(skip)), "where no block is left nothing attends"
 
 
 def test_recorded_logprobs_are_of_the_distribution_at_its_temperature(model):
@@ -86,12 +111,13 @@ def test_recorded_logprobs_are_of_the_distribution_at_its_temperature(model):
     assert (at_one - rollout.logprobs).abs().max() > 0.1
 
 
-def test_a_completion_depends_on_its_prompt_and_stream_alone(model):
+@pytest.mark.parametrize("how", [{}, {"skip": MASKS[1], "full_prompt": True}])
+def test_a_completion_depends_on_its_prompt_and_stream_alone(model, how):
     """Invariant 4: not on the other prompts, their order, the size of the group or when finished rows leave."""
     seeds = [11, 12, 13, 14]
-    together = generate(model, PROMPTS, 3, 24, EOS, seed=seeds)
+    together = generate(model, PROMPTS, 3, 24, EOS, seed=seeds, **how)
     for order in ([2, 0], [3, 2, 1, 0], [1]):
-        apart = generate(model, [PROMPTS[p] for p in order], 2, 24, EOS, seed=[seeds[p] for p in order])
+        apart = generate(model, [PROMPTS[p] for p in order], 2, 24, EOS, seed=[seeds[p] for p in order], **how)
         for i, p in enumerate(order):
             for g in range(2):
                 assert apart.completion(i * 2 + g) == together.completion(p * 3 + g)
@@ -180,8 +206,8 @@ def test_frequencies_are_the_probabilities(model):
 
 
 @pytest.mark.parametrize("prompts", [[0, 0, 0, 1, 1, 2], [2, 0, 1, 0, 2, 1], [1, 1, 1, 1, 1, 1]])
-@pytest.mark.parametrize("skip", [None, (False, True, False, True)])
-def test_completion_logprobs_and_their_gradients_are_the_naive_ones(model, monkeypatch, prompts, skip):
+@pytest.mark.parametrize("skip, full_prompt", [(None, False), (MASKS[1], False), (MASKS[1], True)])
+def test_completion_logprobs_and_their_gradients_are_the_naive_ones(model, monkeypatch, prompts, skip, full_prompt):
     """Prompts shared by their groups, left padding, chunks of the head computed twice: the same numbers, and the same
     gradient through the shared keys and values."""
     monkeypatch.setattr(rollout_module, "LOGITS", 7 * 29)
@@ -193,7 +219,7 @@ def test_completion_logprobs_and_their_gradients_are_the_naive_ones(model, monke
     results = []
     for function in (completion_logprobs, completion_logprobs_naive):
         model.zero_grad()
-        logprobs, entropy = function(model, prompts, tokens, mask, 0.7, skip)
+        logprobs, entropy = function(model, prompts, tokens, mask, 0.7, skip, full_prompt)
         (logprobs * upstream).sum().backward()
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
         results.append((logprobs.detach(), entropy, torch.cat([part.flatten() for part in parts])))

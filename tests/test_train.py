@@ -18,7 +18,7 @@ import nested
 import train
 from losses import WEIGHTS, gradient_weights, group_advantages, log_ratio, normaliser, policy_loss
 from model import Decoder
-from rollout import Rollout, completion_logprobs, generate, micro_batches, pack
+from rollout import Rollout, completion_logprobs, completion_logprobs_naive, generate, micro_batches, pack
 from support import log as log_module
 from support.log import METRICS
 from support.optimizer import Optimizer
@@ -29,6 +29,7 @@ from support.tokenizer import Tokenizer
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11]]
 REWARDS = torch.tensor([[1.0, 0, 0, 1], [0, 0, 0, 0], [0, 1, 0, 0]])  # the second group is silent
 GRADIENTS = [*({"gradient": kind} for kind in WEIGHTS), {"gradient": "is-sequence", "cap": 0.0}]
+GRADIENTS.append({"gradient": "is", "bound": "mask"})
 
 
 def gradient(model: Decoder, rollout, rewards=REWARDS, **settings) -> torch.Tensor:
@@ -58,6 +59,8 @@ def test_with_layers_skipped_the_gradients_differ(settings):
     model = small_model(torch.float32)
     rollout = generate(model, PROMPTS, 4, 16, [0], skip=(False, True, True, False), seed=0)
     assert relative(gradient(model, rollout, **settings), gradient(model, rollout, gradient="on-policy")) > 0.05
+    if "bound" in settings:
+        assert relative(gradient(model, rollout, **settings), gradient(model, rollout, gradient="is")) > 0.05
 
 
 @pytest.mark.parametrize("settings", GRADIENTS)
@@ -253,7 +256,7 @@ def test_the_full_model_is_compared_on_the_nested_one_s_batch_and_streams(loop, 
     rows = metrics(run.log.folder)
     assert [bool(call["skip"]) for call in calls] == [True, True, False, True, False]
     for skipping, full in ((calls[1], calls[2]), (calls[3], calls[4])):
-        assert skipping | {"skip": None} == full
+        assert skipping | {"skip": None, "full_prompt": False} == full
     assert [row["full_mean_length"] is None for row in rows] == [True, False, False]
     untrained = loop(steps=1, lr=0.0)
     train.reinforce(untrained)
@@ -527,6 +530,48 @@ def test_a_signal_in_a_backward_pass_drops_the_step_that_was_begun(loop, paid, m
         train.reinforce(run)
     assert len(passes) == 1 and run.step == 0 and run.optimizer.whole
     assert all(torch.equal(p, b) for p, b in zip(run.model.parameters(), before, strict=True))
+
+
+def test_after_the_first_of_several_updates_a_signal_waits_for_the_step(loop, paid):
+    """The weights have moved: there is no boundary to go back to."""
+    run, moves = loop(updates=3, steps=5), []
+    run.optimizer.adamw.register_step_post_hook(lambda *_: moves.append(signal.raise_signal(signal.SIGINT)))
+    with pytest.raises(KeyboardInterrupt), train.terminable():
+        train.reinforce(run)
+    assert len(moves) == 3 and run.step == 1 and run.whole
+
+
+def test_between_updates_the_run_is_no_boundary(loop, paid, monkeypatch):
+    """Want of memory in the second update: nothing of this step may be saved."""
+    run, calls, original = loop(updates=2, steps=1), [], train.update
+
+    def update(*arguments, **keywords):
+        if calls:
+            raise torch.OutOfMemoryError("no memory")
+        calls.append(1)
+        return original(*arguments, **keywords)
+
+    monkeypatch.setattr(train, "update", update)
+    with pytest.raises(torch.OutOfMemoryError):
+        train.reinforce(run)
+    assert run.optimizer.whole and not run.whole and run.step == 0
+
+
+@pytest.mark.parametrize("skip_ratio", [0.0, 0.25])
+def test_several_updates_weigh_by_the_ratio_to_the_recorded_probabilities(loop, paid, monkeypatch, skip_ratio):
+    """--updates K is K times the step of K = 1 on one rollout: with nothing skipped the first has ρ = 1, and the later
+    ones have the ratio of the model that has moved to the one that sampled."""
+    calls = spy(monkeypatch, train, "update")
+    run, by_hand = (loop(updates=k, steps=1, skip_ratio=skip_ratio, lr=0.01, gradient="is-sequence") for k in (3, 1))
+    train.reinforce(run)
+    assert len(calls) == 3 and len({id(call["rollout"]) for call in calls}) == 1
+    rollout, advantages, s, lr = (calls[0][name] for name in ("rollout", "advantages", "s", "lr"))
+    figures = [train.update(by_hand.model, by_hand.optimizer, rollout, advantages, s, lr) for _ in range(3)]
+    assert all(torch.equal(p, q) for p, q in zip(run.model.parameters(), by_hand.model.parameters(), strict=True))
+    farthest = [f["max_abs_log_ratio"] for f in figures]
+    assert (farthest[0] < 1e-5) == (skip_ratio == 0) and farthest[1] > 1e-3 and len(set(farthest)) == 3
+    (row,) = metrics(run.log.folder)
+    assert row["max_abs_log_ratio"] == farthest[-1], "of the last, which is the farthest off"
 
 
 def test_a_checkpoint_replaces_the_last_one_whole_even_under_ctrl_c(loop, monkeypatch):
@@ -813,7 +858,7 @@ def test_an_untruncated_weight_that_overflows_stops_the_run_and_names_its_logari
     monkeypatch.setattr(train, "log_ratio", lambda target, behaviour, mask: 99.0 * mask)
     status, out = run("--gradient", "is-sequence", "--cap", "0")
     assert status == 1 and (out / "checkpoint").is_dir()
-    assert re.search(r"^error: .*log W = \d+\.\d; give a cap", capsys.readouterr().err, re.M)
+    assert re.search(r"^error: .*its logarithm is \d+\.\d; give a cap", capsys.readouterr().err, re.M)
 
 
 @pytest.mark.parametrize("wrong", [math.nan, *(pytest.param(w, marks=pytest.mark.slow) for w in (math.inf, -math.inf))])
@@ -966,7 +1011,7 @@ def test_nested_models_are_measured_on_the_model_s_own_completions_of_train_prom
     fitted on the last of them, the other is of the first."""
     monkeypatch.setattr(nested, "PROBE", 4)
     monkeypatch.setattr(nested, "FIT", 6)
-    calls, run = spy(monkeypatch, nested, "generate"), measuring()
+    calls, run = spy(monkeypatch, nested, "generate"), measuring(prefill="nested")
     run.skip_mask(1)
     [call] = calls
     known = [run.tokenizer.encode_prompt(problem.question) for problem in run.train]
@@ -1099,7 +1144,62 @@ def test_an_automatic_ratio_skips_as_many_layers_as_each_measurement_says(loop, 
 def test_rollouts_too_far_off_to_learn_from_are_said_once(loop, monkeypatch):
     """Else a run of hours shows a reward of nothing, and no reason."""
     original = train.diagnostics
-    monkeypatch.setattr(train, "diagnostics", lambda *given: original(*given) | {"acceptance": 0.3})
-    with pytest.warns(UserWarning, match="accept 30% of what is sampled without 1 layers") as warned:
+    monkeypatch.setattr(train, "diagnostics", lambda *given: original(*given) | {"sequence_acceptance": 0.03})
+    with pytest.warns(UserWarning, match="accept 3% of the completions sampled without 1 layers") as warned:
         train.reinforce(loop(steps=8))
     assert len(warned) == 1
+
+
+@pytest.mark.parametrize("prefill", ["full", "nested"])
+def test_an_automatic_ratio_goes_by_whole_completions_of_the_full_model(measuring, monkeypatch, prefill):
+    """By hand, of one mask: the mean of Π min(1, η/π) over the first COUNT completions, all of their tokens."""
+    monkeypatch.setattr(nested, "COUNT", 5)
+    monkeypatch.setattr(nested, "LOOK", 2)
+    asked, calls = [], spy(monkeypatch, nested, "generate")
+    monkeypatch.setattr(nested, "most_layers", lambda acceptance, *_: asked.append(acceptance) or 1)
+    run, skip = measuring(skip_ratio="auto", prefill=prefill, temperature=0.7), (False, True, True, False)
+    run.skip_mask(1)
+    rollout = generate(**calls[0])
+    assert rollout.mask.sum(dim=1).max() > 2
+    pi, eta = (
+        completion_logprobs_naive(
+            run.model, calls[0]["prompts"][:5], rollout.tokens[:5], rollout.mask[:5], 0.7, mask, prefill == "full"
+        )[0]
+        for mask in (None, skip)
+    )
+    expected = (eta - pi).clamp(max=0).sum(dim=1).exp().mean()
+    assert asked[0](skip) == pytest.approx(expected.item(), abs=1e-5) and 0.001 < expected < 0.999
+
+
+def test_a_bypass_is_fitted_on_what_the_nested_model_reads(monkeypatch):
+    """With prompts of three lengths: whole sequences, or their completions where the full model reads the prompts."""
+    fits, model = spy(monkeypatch, nested, "fit_bypass"), small_model()
+    prompts, completions = [[1], [2, 3, 4], [5, 6]], [[7, 8], [9], [10, 11, 12]]
+    for full_prompt in (False, True):
+        nested.bypass_of(model, "linear", prompts, completions, full_prompt)
+        for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            read = fits[-1]["tokens"][row, fits[-1]["mask"][row]].tolist()
+            assert read == (completion if full_prompt else prompt + completion)
+    assert nested.bypass_of(model, "identity", prompts, completions, True) is None
+
+
+def test_where_the_full_model_reads_the_prompts_all_that_is_nested_knows(measuring, monkeypatch):
+    """Rollouts, the bypass, and the acceptance by which layers are ordered."""
+    sampled, fits, scored = (
+        spy(monkeypatch, module, name)
+        for module, name in ((train, "generate"), (nested, "fit_bypass"), (nested, "completion_hidden"))
+    )
+    updates = spy(monkeypatch, train, "update")
+    run = measuring(steps=1, skip_ratio=0.5, prefill="full", lr=0.0)
+    train.reinforce(run)
+    [fit], [update] = fits, updates
+    assert not fit["mask"][:, :7].any(), "seven tokens of a prompt each"
+    assert {call["full_prompt"] for call in sampled if call["skip"]} == {True}
+    assert {call["full_prompt"] for call in scored if call["skip"]} == {True}
+    [skip] = {call["skip"] for call in sampled if call["skip"]}
+    rollout = update["rollout"]
+    for full_prompt in (False, True):
+        logprobs, _ = completion_logprobs(
+            run.model, rollout.prompts, rollout.tokens, rollout.mask, skip=skip, full_prompt=full_prompt
+        )
+        assert torch.allclose(logprobs, rollout.logprobs, rtol=0, atol=1e-5) == full_prompt
