@@ -1,11 +1,12 @@
 """Which estimator to use: bias, direction and noise of each, as the nested model moves away from the full one.
 
-    python -m docs.estimators --out FOLDER      # a quarter of an hour on two cores: two tables, and estimators.svg
+    python -m docs.estimators --out FOLDER      # an hour and a half on one core: three tables, and estimators.svg
 
-Twice the same question. In a world that can be counted out (random decoders of eight layers, three tokens, at most five
-of them) every expectation is a finite sum: medians over models and masks. On the embedded model the figures come from
-sampled batches, held against a long run of samples from the full model. g is the estimate of one batch of BATCH
-completions, g* = ∇ E_π[R]:
+Three times the same question. In a world that can be counted out (random decoders of eight layers, three tokens, at
+most five of them) every expectation is a finite sum: medians over models and masks. On the embedded model they come
+from sampled batches, held against a long run of samples from the full model: of arith, whose completions have 15 tokens
+in the mean, and of sums of six to ten steps, which have 70; a short warm-up teaches the model to write those. g is the
+estimate of one batch of BATCH completions, g* = ∇ E_π[R]:
 
     bias      ‖E g − g*‖ / ‖g*‖
     cosine    of E g and g*: the part of the bias that no step size undoes
@@ -15,6 +16,8 @@ completions, g* = ∇ E_π[R]:
 """
 
 import argparse
+import json
+import random
 import statistics
 import sys
 from pathlib import Path
@@ -24,12 +27,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 import data
+import train
 from evaluate import score
 from losses import diagnostics, gradient_weights, group_advantages, log_ratio, normaliser, policy_loss
 from model import Config, Decoder
 from rollout import Rollout, completion_logprobs, generate, pack
-from skip import sample_mask, valid_layers
-from support.pretrained import load_model
+from skip import sample_mask
 from train import draw_problems
 
 KINDS = {
@@ -41,11 +44,21 @@ KINDS = {
     "E7 Retrace, λ = 1": {"kind": "retrace"},
     "E7 Retrace, λ = 0.9": {"kind": "retrace", "lam": 0.9},
     "E8 Retrace by token": {"kind": "retrace-token"},
+    "E9 IS, prefix, C = 2": {"kind": "is-prefix", "cap": 2.0},
+    "E10 IS, geometric, C = 2": {"kind": "is-geometric", "cap": 2.0},
+}
+# Caps and bounds of E6 to choose a default by, and E11 at the levels of a completion and a prefix.
+KINDS |= {f"E6 IS, token, C = {cap:g}": {"kind": "is", "cap": cap} for cap in (1.0, 5.0)}
+KINDS |= {
+    f"E11 of {name}, C = {cap:g}": {"kind": kind, "cap": cap, "bound": "mask"}
+    for name, kind, cap in (("E6", "is", 2.0), ("E6", "is", 5.0), ("E9", "is-prefix", 2.0), ("E5", "is-sequence", 2.0))
 }
 # (weights, advantage, normaliser): every weight as T1 and T5 want it, then what train.py may put around one of them
 ESTIMATORS = {name: (weights, "rloo", "completions") for name, weights in KINDS.items()}
 for advantage, z in (("rloo", "tokens"), ("grpo", "completions"), ("grpo", "tokens")):
     ESTIMATORS[f"E6, C = 2, {advantage}, Z = {z}"] = (KINDS["E6 IS, token, C = 2"], advantage, z)
+DRAWN = [name for name in KINDS if ("C = 2" in name or "IS" not in name) and not ("E11" in name or "0.9" in name)]
+WORLDS = ("counted out", "arith", "sums")
 FIGURES = ("bias", "cosine", "noise", "aim")
 BATCH = 128  # completions: 16 problems, 8 samples of each
 
@@ -127,18 +140,59 @@ def gradients(
     return total, diagnostics(torch.cat(log_rhos), rollout.mask)["acceptance"]
 
 
-def sampled(n_batches: int, n_reference: int, blocks: int = 6) -> list[dict]:
-    """The same figures on the embedded model, with standard errors."""
-    model, tokenizer = load_model(data.EMBEDDED, "float32", "cpu")
-    problems = draw_problems(data.load("arith", "train"), BATCH // 8, step=1, seed=0)
+def sums(n: int) -> list[data.Problem]:
+    """Problems of six to ten steps, each an addition or a subtraction, with a worked solution of about 70 tokens."""
+    rng, problems = random.Random(0), []
+    for _ in range(n):
+        total = rng.randint(2, 60)
+        told, work = [f"Start with {total}."], []
+        for _ in range(rng.randint(6, 10)):
+            if total > 10 and rng.random() < 0.5:
+                told.append(f"Take away {(x := rng.randint(2, min(40, total - 2)))}.")
+                work.append(f"{total} - {x} = {total - x}")
+                total -= x
+            else:
+                told.append(f"Add {(x := rng.randint(2, 40))}.")
+                work.append(f"{total} + {x} = {total + x}")
+                total += x
+        told, work = " ".join([*told, "How many are there?"]), ", ".join(work)
+        problems.append(data.Problem(told, str(total), f"{work}\n#### {total}"))
+    return problems
+
+
+def taught(folder: Path) -> train.Run:
+    """A run on such sums, of the embedded model after one epoch of supervised learning on them; made once."""
+    file, out, warm = folder / "sums.jsonl", folder / "warm-up", folder / "sums"
+    if not warm.exists():
+        asked = [
+            {"question": p.question, "answer": p.answer, "solution": p.rationale.partition("\n")[0]} for p in sums(4000)
+        ]
+        file.write_text("\n".join(map(json.dumps, asked)), encoding="utf-8")
+        flags = "--warmup-epochs 1 --steps 0 --eval-problems 200 --dataset"
+        if train.main([*flags.split(), str(file), "--out", str(out)]):
+            raise SystemExit("the warm-up did not end")
+        (out / "checkpoint").rename(warm)  # it is there only if it is whole
+    return train.set_up({"model": str(warm), "dataset": str(file), "out": str(folder / "run-sums")})
+
+
+def sampled(
+    run: train.Run, kinds: dict, layers: tuple[int, ...], n_batches: int, n_reference: int, blocks: int = 6
+) -> list[dict]:
+    """The same figures on a run's model and problems, so many layers skipped as it would skip them, with standard
+    errors."""
+    run.skip_mask(step=1)  # measures which layers may go, and their bypass
+    model, tokenizer = run.model, run.tokenizer
+    problems = draw_problems(run.train, BATCH // 8, step=1, seed=0)
     prompts = [tokenizer.encode_prompt(problem.question) for problem in problems]
     L, seeds = model.config.num_hidden_layers, iter(range(0, sys.maxsize, len(problems)))
 
     def batches(n: int, skipped: int, n_samples: int, estimators: dict):
         masks = torch.Generator().manual_seed(skipped)
         for _ in tqdm(range(n), desc=f"{skipped} layers skipped"):
-            skip = sample_mask(L, skipped / L, valid_layers(L, border=1), masks)
-            rollout = generate(model, prompts, n_samples, 128, tokenizer.eos_ids, skip=skip, seed=next(seeds))
+            skip = sample_mask(L, skipped / L, run.nested.layers.valid_layers(skipped), masks)
+            rollout = generate(
+                model, prompts, n_samples, 128, tokenizer.eos_ids, skip=skip, seed=next(seeds), full_prompt=True
+            )
             rewards = [[record["reward"] for record in samples] for samples in score(tokenizer, problems, rollout)]
             yield gradients(model, rollout, torch.tensor(rewards), estimators)
 
@@ -147,8 +201,8 @@ def sampled(n_batches: int, n_reference: int, blocks: int = 6) -> list[dict]:
     for i, (g, _) in enumerate(batches(n_reference, 0, 32, on_policy)):
         reference[i % blocks] += g[0] / (n_reference / blocks)
     rows = []
-    for skipped in (0, 1, 2, 4):  # a tenth, two tenths, three tenths of twelve layers
-        estimators = ESTIMATORS if skipped else on_policy
+    for skipped in (0, *layers):
+        estimators = kinds if skipped else on_policy
         means = torch.zeros(len(estimators), *reference.shape)
         acceptance, squares = [], []
         for i, (g, accepted) in enumerate(batches(n_batches, skipped, 8, estimators)):
@@ -218,10 +272,12 @@ def table(rows: list[dict]) -> str:
 def draw_figure(worlds: dict[str, list[dict]], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 6), layout="constrained")
-    for line, (title, rows) in zip(figure.subplots(len(worlds), len(FIGURES)), worlds.items(), strict=True):
+    figure = Figure(figsize=(13, 3 * len(worlds)), layout="constrained")
+    for line, (title, rows) in zip(
+        figure.subplots(len(worlds), len(FIGURES), squeeze=False), worlds.items(), strict=True
+    ):
         for axes, key in zip(line, FIGURES, strict=True):
-            for name in KINDS:
+            for name in DRAWN:
                 points = [(1 - row["acceptance"], row[key]) for row in rows if row["name"] == name]
                 axes.plot(*zip(*sorted(points), strict=True), "o-", markersize=3, label=name)
             axes.set(xlabel="1 − acceptance", title=f"{title}: {key}", yscale="log" if key == "noise" else "linear")
@@ -238,10 +294,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--batches", type=int, default=30, help="batches an estimate of the embedded model (default: 30)"
     )
+    parser.add_argument("--worlds", nargs="+", default=WORLDS, choices=WORLDS, help="those to compute (default: all)")
     parser.add_argument("--reference", type=int, default=18, help="batches of 512 completions for g* (default: 18)")
     a = parser.parse_args(arguments)
     a.out.mkdir(parents=True, exist_ok=True)
-    worlds = {"counted out": counted_out(a.models, n_masks=10), "embedded model": sampled(a.batches, a.reference)}
+    long = {name: estimator for name, estimator in ESTIMATORS.items() if name in KINDS}
+    calls = {
+        "counted out": lambda: counted_out(a.models, n_masks=10),
+        "arith": lambda: sampled(
+            train.set_up({"out": str(a.out / "run-arith")}), ESTIMATORS, (1, 2, 4), a.batches, a.reference
+        ),
+        "sums": lambda: sampled(taught(a.out), long, (1, 2), a.batches, a.reference),
+    }
+    for title in a.worlds:
+        (a.out / f"{title}.json").write_text(json.dumps(calls[title]()), encoding="utf-8")
+    files = {title: a.out / f"{title}.json" for title in WORLDS}
+    worlds = {title: json.loads(file.read_text(encoding="utf-8")) for title, file in files.items() if file.is_file()}
     for title, rows in worlds.items():
         print(f"\n{title}\n{table(rows)}")
     draw_figure(worlds, a.out / "estimators.svg")

@@ -1,9 +1,14 @@
-"""The script that compares estimators: what it can know beforehand, it must find."""
+"""The scripts that compare estimators and nested models: what they can know beforehand, they must find."""
+
+import re
 
 import pytest
 import torch
 
-from docs import estimators
+from docs import demo, estimators, skipping
+from report import points
+from support.log import read
+from support.settings import Settings, parse
 
 
 def test_where_all_is_counted_out_the_exact_estimator_has_no_bias():
@@ -39,3 +44,59 @@ def test_the_noise_of_few_batches_is_not_taken_for_bias():
         assert figures["noise"] == pytest.approx(2, rel=0.05)
         size = (mean.norm() / true.norm()).item() * cosine
         assert figures["aim"] == pytest.approx(size / ((mean.norm() / true.norm()).item() ** 2 + 2) ** 0.5, abs=0.03)
+
+
+def test_sums_are_worked_out_right_and_as_long_as_said():
+    """Every step's result is the next one's start, and the last one the answer."""
+    for problem in estimators.sums(50):
+        steps = re.findall(r"(\d+) ([+-]) (\d+) = (\d+)", problem.rationale)
+        start, *told = (int(number) for number in re.findall(r"\d+", problem.question))
+        assert 6 <= len(steps) == len(told) <= 10
+        for (left, sign, right, result), number in zip(steps, told, strict=True):
+            assert int(left) == start and int(right) == number
+            start = start + number if sign == "+" else start - number
+            assert int(result) == start > 0
+        assert problem.answer == str(start) and problem.rationale.endswith(f"#### {start}")
+
+
+def test_rank_correlations_by_hand():
+    """One sign rises with the reward, one falls, in one two neighbours of four change places, 0.8; in the last two are
+    equal and share a rank: ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4, 4.5 / √(4.5 · 5) = 0.95."""
+    shared = {"ratio": 0.1, "aim": None}
+    rows = [
+        shared | {"of_full": x, "acceptance": x**3, "acceptance_p5": -x, "sequence_acceptance": y, "ess": z}
+        for x, y, z in ((0.1, 0.2, 0.1), (0.2, 0.1, 0.2), (0.3, 0.3, 0.2), (0.4, 0.4, 0.4))
+    ]
+    said = skipping.correlations([{"ratio": 0, "of_full": 1.0}, *rows])
+    assert "of_full, 4 rows: acceptance 1.00, acceptance_p5 -1.00, sequence_acceptance 0.80, ess 0.95" in said
+    assert "aim, 0 rows" in said
+
+
+def test_the_arms_of_the_demo_differ_in_sampling_and_correction_alone():
+    """Else what the picture shows is not the correction's doing."""
+    arms = [parse([*demo.FLAGS.split(), *flags.split()], "")[0] for _, flags in demo.ARMS.values()]
+    differ = {key for key in set().union(*arms) if len({str(arm.get(key)) for arm in arms}) > 1}
+    assert differ == {"skip_ratio", "gradient"} and all(Settings(**arm) for arm in arms)
+
+
+@pytest.mark.slow
+def test_the_demo_ends_in_a_table_and_a_picture(tmp_path, monkeypatch, capsys):
+    """A tenth of it: two arms, one step; what was trained is what the table says."""
+    pytest.importorskip("matplotlib", reason="needs matplotlib (requirements-dev.txt)")
+    monkeypatch.setattr(demo, "FLAGS", demo.FLAGS.replace("--steps 30", "--steps 1"))
+    monkeypatch.setattr(demo, "ARMS", {mark: demo.ARMS[mark] for mark in "xt"})
+    monkeypatch.setattr(demo, "STEPS", 1)
+    monkeypatch.setattr(demo, "PROBLEMS", 20)
+    assert demo.main(["--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    for mark in "xt":
+        first, last = (y for _, y in points(read(tmp_path / mark))[1])
+        assert re.search(rf"^{mark} nested, .*{first:.1%} +{last:.1%} ", printed, re.M)
+    assert (tmp_path / "demo.svg").is_file() and "> step 1\n" in printed
+
+
+def test_a_run_of_the_demo_that_fails_says_why(tmp_path, monkeypatch, capsys):
+    """Not a traceback of subprocess, and no picture of the rest."""
+    monkeypatch.setattr(demo, "ARMS", {"x": ("nested, uncorrected (E4)", "--gradient none")})
+    assert demo.main(["--out", str(tmp_path)]) == 2
+    assert "nested, uncorrected (E4): error: argument --gradient: invalid choice: 'none'" in capsys.readouterr().err
