@@ -287,7 +287,7 @@ class KVCache:
             (2, batch_size, config.num_key_value_heads, 0, config.head_dim), dtype=model.dtype, device=model.device
         )
         self.layers = [tuple(empty) for _ in range(config.num_hidden_layers)]
-        self.layers = [None if skipped else pair for pair, skipped in zip(self.layers, self.skip, strict=True)]  # SKIP
+        self.switch(self.skip)  # SKIP
 
     def reserve(self, T: int) -> None:
         """Makes room for T more tokens. ValueError if that is beyond max_length."""
@@ -306,7 +306,7 @@ class KVCache:
         return (keys, values) if self.length else (k, v)
 
     def switch(self, skip) -> None:  # SKIP
-        """The full model has read what is here; what follows is read under this mask, as it attends to that."""
+        """What follows is read under this mask; it attends to what its layers have stored, whoever has read that."""
         self.skip = tuple(skip)
         self.layers = [None if skipped else pair for pair, skipped in zip(self.layers, self.skip, strict=True)]
 

@@ -84,23 +84,26 @@ def measure(
 
     with tqdm(desc="measuring nested models", unit=" masks", leave=False, disable=silent()) as bar:
 
-        def acceptance_on(n: int, length: int, compare: Callable) -> Callable[[tuple[bool, ...]], float]:
-            """Maps a mask to what `compare` makes of the full and the nested model's states on n completions."""
+        def acceptance_on(n: int, length: int, of: Callable) -> Callable[[tuple[bool, ...]], float]:
+            """Maps a mask to the acceptance of the nested model on n completions: of(full model's states, …)(its)."""
             tokens, mask = (x[:, :length] for x in pack(completions[:n], model.device))
-            full = completion_hidden(model, prompts[:n], tokens, mask)
+            against = of(completion_hidden(model, prompts[:n], tokens, mask), tokens, mask)
 
             def acceptance(skip: tuple[bool, ...]) -> float:
                 bar.update()
-                nested = completion_hidden(model, prompts[:n], tokens, mask, skip, full_prompt)
-                return compare(full, nested, tokens, mask)
+                return against(completion_hidden(model, prompts[:n], tokens, mask, skip, full_prompt))
 
             return acceptance
 
-        def of_tokens(full: Tensor, nested: Tensor, *_) -> float:
-            return overlap(full, nested, model.lm_head.weight, temperature)
+        def of_tokens(full: Tensor, *_) -> Callable[[Tensor], float]:
+            return lambda nested: overlap(full, nested, model.lm_head.weight, temperature)
 
-        def of_completions(full: Tensor, nested: Tensor, tokens: Tensor, mask: Tensor) -> float:
-            return sequence_acceptance(*(score_states(model, x, tokens, mask, temperature)[0] for x in (full, nested)))
+        def of_completions(full: Tensor, tokens: Tensor, mask: Tensor) -> Callable[[Tensor], float]:
+            def logprobs(states: Tensor) -> Tensor:
+                return score_states(model, states, tokens, mask, temperature)[0]
+
+            target = logprobs(full)
+            return lambda nested: sequence_acceptance(target, logprobs(nested))
 
         layers = order_layers(acceptance_on(PROBE, LOOK, of_tokens), n_layers) if valid is None else None
         if n_skipped is None:

@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import data
 import train
 from evaluate import score
 from losses import diagnostics, gradient_weights, group_advantages, log_ratio, normaliser, policy_loss
@@ -140,9 +139,10 @@ def gradients(
     return total, diagnostics(torch.cat(log_rhos), rollout.mask)["acceptance"]
 
 
-def sums(n: int) -> list[data.Problem]:
-    """Problems of six to ten steps, each an addition or a subtraction, with a worked solution of about 70 tokens."""
-    rng, problems = random.Random(0), []
+def sums(n: int) -> list[dict]:
+    """Problems of six to ten steps, each an addition or a subtraction, with a worked solution of about 70 tokens, as
+    records for a file of one's own."""
+    rng, records = random.Random(0), []
     for _ in range(n):
         total = rng.randint(2, 60)
         told, work = [f"Start with {total}."], []
@@ -155,19 +155,16 @@ def sums(n: int) -> list[data.Problem]:
                 told.append(f"Add {(x := rng.randint(2, 40))}.")
                 work.append(f"{total} + {x} = {total + x}")
                 total += x
-        told, work = " ".join([*told, "How many are there?"]), ", ".join(work)
-        problems.append(data.Problem(told, str(total), f"{work}\n#### {total}"))
-    return problems
+        question = " ".join([*told, "How many are there?"])
+        records.append({"question": question, "answer": total, "solution": ", ".join(work)})
+    return records
 
 
 def taught(folder: Path) -> train.Run:
     """A run on such sums, of the embedded model after one epoch of supervised learning on them; made once."""
     file, out, warm = folder / "sums.jsonl", folder / "warm-up", folder / "sums"
     if not warm.exists():
-        asked = [
-            {"question": p.question, "answer": p.answer, "solution": p.rationale.partition("\n")[0]} for p in sums(4000)
-        ]
-        file.write_text("\n".join(map(json.dumps, asked)), encoding="utf-8")
+        file.write_text("\n".join(map(json.dumps, sums(4000))), encoding="utf-8")
         flags = "--warmup-epochs 1 --steps 0 --eval-problems 200 --dataset"
         if train.main([*flags.split(), str(file), "--out", str(out)]):
             raise SystemExit("the warm-up did not end")

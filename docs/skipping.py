@@ -52,7 +52,7 @@ BATCH = 16
 def prepared(bypass: str, prefill: str, a: argparse.Namespace) -> train.Run:
     """A run of train.py on the checkpoint with its nested models measured, none of it trained."""
     given = {"model": a.model, "dataset": a.dataset, "data_dir": a.data_dir, "dtype": a.dtype}
-    run = train.set_up(given | {"bypass": bypass, "prefill": prefill, "out": str(Path(a.out) / f"{bypass}-{prefill}")})
+    run = train.set_up(given | {"bypass": bypass, "prefill": prefill, "out": str(a.out / f"{bypass}-{prefill}")})
     run.skip_mask(step=1)
     return run
 
@@ -116,7 +116,7 @@ def measured(a: argparse.Namespace) -> None:
     def write(**row) -> None:
         rows.append(row)
         print({key: value for key, value in row.items() if key != "rewards"}, flush=True)
-        with (Path(a.out) / "skipping.jsonl").open("a", encoding="utf-8") as file:
+        with (a.out / "skipping.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     for name in a.ways:
@@ -174,11 +174,16 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def with_figure(rows: list[dict], key: str) -> list[dict]:
+    """Those of nested models of which the figure was measured."""
+    return [row for row in rows if row["ratio"] and row.get(key) is not None]
+
+
 def correlations(rows: list[dict]) -> str:
     """Spearman's rank correlation of every sign with what it should tell."""
     lines = []
     for key in ("of_full", "aim"):
-        known = [row for row in rows if row["ratio"] and row.get(key) is not None]
+        known = with_figure(rows, key)
         values = {k: np.array([row[k] for row in known]) for k in (key, *SIGNS)}
         ranks = {k: [(x < value).sum() + (x == value).sum() / 2 for value in x] for k, x in values.items()}
         cells = [f"{sign} {np.corrcoef(ranks[sign], ranks[key])[0, 1]:.2f}" for sign in SIGNS] if known else ["–"]
@@ -195,7 +200,7 @@ def draw(worlds: dict[str, list[dict]], path: Path) -> None:
     for line, (key, label) in zip(axes, (("of_full", "reward, of the full model's"), ("aim", "aim")), strict=True):
         for axis, sign in zip(line, SIGNS, strict=True):
             for name, rows in worlds.items():
-                known = [row for row in rows if row["ratio"] and row.get(key) is not None]
+                known = with_figure(rows, key)
                 axis.plot([row[sign] for row in known], [row[key] for row in known], "o", label=name)
             axis.set(xlabel=sign.replace("_", " "), xlim=(0, 1), ylim=(0, 1))
         line[0].set_ylabel(label)
