@@ -213,7 +213,8 @@ class Bench:
             with torch.no_grad():
                 for rows, _ in micro_batches(rollout, advantages, s.micro_batch_tokens):
                     prompts = [rollout.prompts[row] for row in rows]
-                    completion_logprobs(self.model, prompts, rollout.tokens[rows], rollout.mask[rows])
+                    at = torch.tensor(rows, device=self.model.device)
+                    completion_logprobs(self.model, prompts, rollout.tokens[at], rollout.mask[at])
             forward = time.perf_counter() - updated
             parts = {"sample": sampled - start, "forward": forward}
             parts |= {"backward": updated - sampled - forward - own["optimiser"]} | own | {"step": updated - start}

@@ -189,7 +189,6 @@ def main(arguments: list[str] | None = None) -> int:
         records = evaluate(model, tokenizer, problems, a.max_new_tokens, n_samples, temperature, a.batch, a.seed, grade)
         lines = (json.dumps(record) + "\n" for samples in records for record in samples)
         by_first(lambda: out.write_text("".join(lines), encoding="utf-8"))
-        leave()
     except (Exception, KeyboardInterrupt) as error:
         return complain(error, "lower --batch, --samples or --max-new-tokens")
     mean, error = accuracy(records)
@@ -201,6 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"pass@{n_samples}: {mean:.1%} ± {error:.1%}")
     ended = sum(record["ended"] for samples in records for record in samples) / sum(map(len, records))
     print(f"{ended:.1%} of the completions ended by themselves; texts in {out}")
+    leave()
     return 0
 
 

@@ -282,7 +282,7 @@ class KVCache:
         self.skip = tuple(skip) if skip is not None else (False,) * config.num_hidden_layers  # SKIP
         self.padding = padding.clone() if padding is not None else None  # keep_rows writes to it
         self.length = self.columns = 0  # written, and allocated
-        self.max_length = max_length
+        self.max_length, self.device = max_length, model.device
         empty = torch.empty(
             (2, batch_size, config.num_key_value_heads, 0, config.head_dim), dtype=model.dtype, device=model.device
         )
@@ -320,10 +320,13 @@ class KVCache:
         Copies only the rows that change place, in place: a row may come from behind the kept ones
         (rows[i] >= len(rows)) or stay (rows[i] = i), which is what `rollout.survivors` gives.
         """
-        moved = rows != torch.arange(len(rows), device=rows.device)
+        place = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[
+            :, 0
+        ]  # where another row comes to stand
+        row, place = rows[place].to(self.device), place.to(self.device)
 
         def move(stored: Tensor) -> Tensor:
-            stored[: len(rows)][moved] = stored[rows[moved]]
+            stored[place] = stored[row]
             return stored[: len(rows)]
 
         self._map(move, padding=True)

@@ -12,7 +12,6 @@ the valid layers of D2 are measured, and D3's identity gives way to a `Bypass`. 
     L layers   C hidden_size   R rank   B rows   T tokens   m completion tokens   V vocabulary
 """
 
-import hashlib
 import json
 import math
 import os
@@ -32,7 +31,7 @@ from model import Block, Decoder
 from rollout import LOGITS, completion_hidden, generate, log_softmax, pack, score_states
 from skip import sample_mask
 from support.distributed import silent
-from support.pretrained import write_safetensors
+from support.pretrained import digest, write_safetensors
 
 PROBE = 8  # problems that the layers are measured on
 COUNT = 32  # problems that the number of layers is measured on, the PROBE ones among them
@@ -317,10 +316,7 @@ def most_layers(acceptance: Callable[[tuple[bool, ...]], float], n_layers: int, 
 
 def stamp(model: Decoder, *facts) -> str:
     """SHA-256 of all that a measurement depends on: weights, dtype, and the facts given (settings, prompts)."""
-    digest = hashlib.sha256(repr((*facts, str(model.dtype))).encode())
-    for parameter in model.parameters():
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return digest(model.parameters(), *facts, str(model.dtype))
 
 
 def save(path: Path, bypass: Bypass | None, nested: Nested | None) -> None:

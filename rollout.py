@@ -28,6 +28,7 @@ from support.distributed import alone, everyone, share
 from support.optimizer import packed
 
 BLOCK = 256  # tokens of the vocabulary that sampling sums up first
+PATIENCE = {"cpu": 1}  # tokens after which a device is asked which rows have ended; others: 8, for they wait then
 LOGITS = 128 * 49_152  # logits that exist at a time while completions are scored
 
 
@@ -78,7 +79,7 @@ def generate(
     Of several processes each samples a share of the prompts, and all have the whole Rollout.
     Raises ValueError for an empty prompt and for one that leaves no room in the model's context.
     """
-    uniforms = uniform_streams(model, prompts, n_samples, max_new_tokens, seed)  # (N, T), on the CPU as are all indices
+    uniforms = uniform_streams(model, prompts, n_samples, max_new_tokens, seed)  # (N, T)
     if not alone():
         mine = share(list(range(len(prompts))))
         rows = [p * n_samples + g for p in mine for g in range(n_samples)]
@@ -132,18 +133,26 @@ def sample_rows(
     of_prompt = torch.arange(len(prompts), device=device).repeat_interleave(n_samples)  # (N,)
     logits = logits[of_prompt]  # (N, V)
     cache.copy_rows(of_prompt)
-    rows = torch.arange(N)  # which completion each row of the shrinking batch is
+    if device.type != "mps":  # which has no float64
+        uniforms = uniforms.to(device)
+    rows = torch.arange(N, device=device)  # which completion each row of the shrinking batch is
+    patience = PATIENCE.get(device.type, 8)
     for t in range(T):
-        token, logprob = sample(logits, uniforms[rows, t], temperature)  # (n,) each
-        rollout.tokens[rows, t], rollout.logprobs[rows, t], rollout.mask[rows, t] = token, logprob, True
-        done = torch.isin(token, eos).cpu()
-        rollout.ended[rows[done]] = True
-        if done.all() or t + 1 == T:
+        token, logprob = sample(logits, uniforms[rows.to(uniforms.device), t], temperature)  # (n,) each
+        going = ~rollout.ended[rows]
+        rollout.tokens[rows, t], rollout.logprobs[rows, t] = token.where(going, 0), logprob.where(going, 0.0)
+        rollout.mask[rows, t] = going
+        rollout.ended[rows] |= torch.isin(token, eos)
+        if t + 1 == T:
             break
-        if done.any():
-            kept = survivors(done)
-            cache.keep_rows(kept)
-            rows, token = rows[kept], token[kept]
+        if (t + 1) % patience == 0:
+            done = rollout.ended[rows].cpu()
+            if done.all():
+                break
+            if done.any():
+                kept = survivors(done)
+                cache.keep_rows(kept)
+                rows, token = (x[kept.to(device)] for x in (rows, token))
         logits = model(token[:, None], cache=cache, skip=skip)[:, 0]
     return rollout.trimmed()
 
@@ -267,10 +276,11 @@ class ScoreTokens(torch.autograd.Function):
         return torch.cat(logprobs), entropy
 
     @staticmethod
-    def backward(ctx, upstream: Tensor, _) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx, upstream: Tensor, _) -> tuple[Tensor, Tensor | None, None, None]:
         x, weight, targets, total = ctx.saved_tensors
         given = upstream / ctx.temperature  # (m,)
-        to_x, to_weight = torch.zeros_like(x, dtype=upstream.dtype), torch.empty_like(weight)
+        to_x = torch.zeros_like(x, dtype=upstream.dtype)
+        to_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None  # a frozen head has no gradient
         size = math.ceil(LOGITS / len(x))
         for start in range(0, len(weight), size):
             part = weight[start : start + size]
@@ -279,7 +289,8 @@ class ScoreTokens(torch.autograd.Function):
             to_logits[rows, targets[rows] - start] += given[rows]
             to_logits = to_logits.to(x.dtype)
             to_x += to_logits @ part
-            torch.mm(to_logits.T, x, out=to_weight[start : start + size])
+            if to_weight is not None:
+                torch.mm(to_logits.T, x, out=to_weight[start : start + size])
         return to_x.to(x.dtype), to_weight, None, None
 
 
@@ -415,7 +426,7 @@ def sample(logits: Tensor, u: Tensor, temperature: float) -> tuple[Tensor, Tenso
     V = place.shape[1]
     blocks = F.pad(place, (0, -V % BLOCK)).unflatten(1, (-1, BLOCK))  # (n, V/BLOCK, BLOCK)
     block, u = invert(blocks.sum(dim=-1), u.to(place.device))
-    within, _ = invert(blocks[torch.arange(len(u)), block], u)
+    within, _ = invert(blocks[torch.arange(len(u), device=u.device), block], u)
     token = (block * BLOCK + within).clamp(max=V - 1).to(logits.device)  # (n,)
     return token, probabilities.gather(1, token[:, None])[:, 0].log()
 

@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import data
+import lora
 import nested  # SKIP
 from evaluate import (
     compare_with_full,  # SKIP
@@ -48,9 +49,10 @@ from support import checkpoint, distributed
 from support.checkpoint import hear_signals, hear_together, terminable, uninterrupted
 from support.distributed import added, alone, anyone, balanced, deal, everyone, from_first
 from support.graders import grader
-from support.log import Log, complain, examples, read
+from support.log import Log, complain, examples, groups, read
+from support.memory import check as check_memory
 from support.optimizer import Optimizer
-from support.pretrained import check_room, find_checkpoint, load_model
+from support.pretrained import check_room, find_checkpoint, load_model, pick_device
 from support.settings import Settings, parse, settings_of, write_settings
 from support.tokenizer import Tokenizer
 
@@ -89,11 +91,13 @@ def reinforce(run: "Run") -> None:
         with uninterrupted():
             with log.phase("update"):
                 for moved in range(s.updates):
-                    figures |= update(model, run.optimizer, rollout, advantages.flatten(), s, lr, hear=not moved)
+                    of_update, log_rho = update(model, run.optimizer, rollout, advantages.flatten(), s, lr, not moved)
+                    figures |= of_update
                     if not figures["stepped"]:
                         break
                     run.whole = False  # until the step is counted
-            run.advance(step, figures, examples(step, "nested, sampled", records) if run.is_evaluated(step) else [])
+            seen = groups(step, records, rollout, log_rho, advantages) if run.is_evaluated(step) else []
+            run.advance(step, figures, seen)
         if step == 1 and any(skip) and figures["sequence_acceptance"] < FAR:  # SKIP
             warnings.warn(too_far(figures), stacklevel=1)
         at_boundary(run)
@@ -109,8 +113,9 @@ def update(
     s: Settings,
     lr: float,
     hear: bool = True,
-) -> dict[str, float]:
+) -> tuple[dict[str, float], Tensor]:
     """One optimiser step of the full model on a batch, N completions with advantages (N,), by micro-batches of n.
+    Returns the step's figures, and log ρ as it was before the step, (N, T).
 
     After the first of several (--updates) the model is another one than the rollout came from, even with nothing
     skipped: the ratios to the recorded probabilities say so.  hear: Ctrl-C may end it before the weights move.
@@ -125,13 +130,14 @@ def update(
     for rows, has_signal in deal(batches, [len(rows) * (1 + 2 * has_signal) for rows, has_signal in batches]):
         if hear:  # nothing has changed yet: Ctrl-C need not wait for the whole step
             hear_signals()
-        prompts, tokens, mask = [rollout.prompts[row] for row in rows], rollout.tokens[rows], rollout.mask[rows]
+        at = torch.tensor(rows, device=model.device)
+        prompts, tokens, mask = [rollout.prompts[row] for row in rows], rollout.tokens[at], rollout.mask[at]
         with torch.set_grad_enabled(has_signal):
-            logprobs, entropy[rows] = completion_logprobs(model, prompts, tokens, mask, s.temperature)  # log π, (n, T)
-        log_rho[rows] = finite("the log-ratios are", log_ratio(logprobs, rollout.logprobs[rows], mask))
+            logprobs, entropy[at] = completion_logprobs(model, prompts, tokens, mask, s.temperature)  # log π, (n, T)
+        log_rho[at] = finite("the log-ratios are", log_ratio(logprobs, rollout.logprobs[at], mask))
         if has_signal:
-            w = gradient_weights(s.gradient, log_rho[rows], mask, s.truncation, s.retrace_lambda, s.bound)  # (n, T)
-            loss = finite("the loss is", policy_loss(logprobs, w, advantages[rows], mask, z))
+            w = gradient_weights(s.gradient, log_rho[at], mask, s.truncation, s.retrace_lambda, s.bound)  # (n, T)
+            loss = finite("the loss is", policy_loss(logprobs, w, advantages[at], mask, z))
             loss.backward()
             optimizer.collect_gradients()
             total += loss.item()
@@ -139,7 +145,8 @@ def update(
     log_rho, entropy = added(log_rho), added(entropy)
     figures = {"loss": total if stepped else None, "entropy": entropy[rollout.mask].mean().item()}
     figures |= {"lr": lr, "stepped": stepped} | diagnostics(log_rho, rollout.mask)
-    return figures | {"grad_norm": optimizer.step(lr, s.max_grad_norm) if stepped else None}
+    figures["grad_norm"] = optimizer.step(lr, s.max_grad_norm) if stepped else None
+    return figures, log_rho
 
 
 def finite(what: str, x: Tensor) -> Tensor:
@@ -164,8 +171,9 @@ def warm_up(run: "Run") -> None:
                 batches = cut_by_tokens(list(range(len(prompts))), prompts, lengths, budget)
                 for rows in deal(batches, [len(rows) for rows in batches]):
                     hear_signals()
-                    logprobs, _ = completion_logprobs(model, [prompts[row] for row in rows], tokens[rows], mask[rows])
-                    part = supervised_loss(logprobs, mask[rows], z)
+                    at = torch.tensor(rows, device=model.device)
+                    logprobs, _ = completion_logprobs(model, [prompts[row] for row in rows], tokens[at], mask[at])
+                    part = supervised_loss(logprobs, mask[at], z)
                     part.backward()
                     run.optimizer.collect_gradients()
                     loss += part.item()
@@ -202,9 +210,10 @@ class Run:
     train: list[data.Problem]
     tests: dict[str, list[data.Problem]]  # by split: test, and arith's wordings; or valid
     log: Log
+    memory: str = ""  # what it will need
 
     def __post_init__(self):
-        self.optimizer = Optimizer(self.model)
+        self.base = lora.fingerprint(self.model) if self.settings.lora_rank else None  # of what does not learn
         self.grade = grader(self.settings.grader)
         self.phase = "warmup" if self.settings.warmup_epochs else "reinforce"
         self.step = 0  # the last completed one of this phase
@@ -215,14 +224,21 @@ class Run:
         self.saved_at = time.monotonic()  # and when it was written, or the run began
         self.lock: FileLock | None = None  # on its folder
 
+    @cached_property
+    def optimizer(self) -> Optimizer:
+        return Optimizer(self.model)
+
     def summary(self) -> str:
         """What runs, on what, and where it writes."""
-        s, millions = self.settings, sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
+        s = self.settings
+        sizes = [(parameter.numel() / 1e6, parameter.requires_grad) for parameter in self.model.parameters()]
+        learn = f"; {sum(n for n, learns in sizes if learns):,.4g} million of rank {s.lora_rank} learn"
         tests = "".join(f", {split} {len(problems):,}" for split, problems in self.tests.items())
         lines = {
-            "model": f"{s.model or 'embedded'}, {millions:,.4g} million weights, "
-            f"{self.model.config.num_hidden_layers} layers",
+            "model": f"{s.model or 'embedded'}, {sum(n for n, _ in sizes):,.4g} million weights, "
+            f"{self.model.config.num_hidden_layers} layers{learn * bool(s.lora_rank)}",
             "machine": f"{self.model.device}, {s.dtype}, threads: {torch.get_num_threads()}",
+            "memory": self.memory,
             "data": f"{s.dataset}, train {len(self.train):,}{tests} problems",
             "steps": f"{s.steps} of {s.prompts} × {s.samples} completions, gradient {s.gradient}, seed {s.seed}",
             "writes to": f"{self.log.folder}",
@@ -279,6 +295,7 @@ class Run:
             "problems": zlib.crc32(
                 repr((self.train, self.tests)).encode()
             ),  # steps draw problems by number: the list must be the same
+            **({"base": self.base} if self.settings.lora_rank else {}),
         }
 
     def save(self) -> None:
@@ -290,7 +307,8 @@ class Run:
             raise FloatingPointError("the weights are not finite")
 
         def write(folder: Path) -> None:
-            self.model.save_pretrained(folder)
+            lora.merged(self.model).save_pretrained(folder)
+            lora.save(self.model, folder / "adapter", self.settings.model or str(data.EMBEDDED))
             self.tokenizer.save(folder)
             nested.save(folder / "training" / "nested.safetensors", self.model.bypass, self.nested)  # SKIP
 
@@ -307,6 +325,10 @@ class Run:
         self.model.bypass, self.nested = nested.read(folder / "training" / "nested.safetensors", self.model)  # SKIP
         if state["problems"] != now["problems"]:
             raise ValueError(f"--resume: the problems of {self.settings.dataset} are not those that the run began with")
+        if state.get("base") != now.get("base"):
+            raise ValueError(
+                f"--resume: the model in {self.settings.model or data.EMBEDDED} is not the one that the run began with"
+            )
         if state["threads"] != now["threads"]:
             warnings.warn(
                 f"the run had {state['threads']} threads, now {now['threads']}: sums round otherwise", stacklevel=1
@@ -367,12 +389,12 @@ def measure_nested(run: Run, step: int) -> None:  # SKIP
     full_prompt = s.prefill == "full"
     options = s.max_new_tokens, run.tokenizer.eos_ids, s.temperature, s.bypass, run.valid, n_skipped, full_prompt
     kept = None
-    if s.model and step == 1 and not s.warmup_epochs:
+    if s.model and step == 1 and not s.warmup_epochs and not s.adapter:
         kept = find_checkpoint(s.model) / "nested" / "measured.safetensors"
     if step == 1:
         tqdm.write(f"measuring nested models on {n} problems: which layers may go (bypass: {s.bypass})")
     with run.log.phase("measure"):
-        stamp = nested.stamp(run.model, prompts, *options) if kept else ""
+        stamp = nested.stamp(lora.merged(run.model), prompts, *options) if kept else ""
         bypass, found = from_first(lambda: read_kept(kept, run.model))
         if found and found.of == stamp:
             run.model.bypass, run.nested = bypass and bypass.to(run.model.device), replace(found, step=step)
@@ -414,6 +436,13 @@ def keep(kept: Path | None, run: Run) -> None:  # SKIP
 def set_up(given: dict, resume: bool = False) -> Run:
     """Reads all that the user named, before any slow work and any writing. Raises ValueError or OSError."""
     s = settings_of(given) if resume else Settings(**given).decided()
+    if s.adapter and not resume:
+        rank, _ = lora.read_config(Path(s.adapter))
+        if s.model and Path(s.model).resolve() in Path(s.adapter).resolve().parents:
+            raise ValueError(f"--adapter {s.adapter} is merged into --model {s.model} already; expected its base there")
+        if s.lora_rank not in (0, rank):
+            raise ValueError(f"--lora-rank is {s.lora_rank}, but {s.adapter} has rank {rank}; leave the flag out")
+        s = replace(s, lora_rank=rank)
     out = Path(os.path.expanduser(s.out or f"runs/{datetime.now():%Y-%m-%d-%H%M%S}"))
     distributed.join(s.device)
     if s.prompts < distributed.world():
@@ -430,7 +459,7 @@ def set_up(given: dict, resume: bool = False) -> Run:
     with distributed.first_alone():
         train, tests = load_problems(s)
     saved = checkpoint.checkpoints(out) if resume else []
-    run = restored(s, train, tests, out, saved) if saved else load_run(s, train, tests, out, s.model or data.EMBEDDED)
+    run = restored(s, train, tests, out, saved) if saved else load_run(s, train, tests, out)
     if resume and not saved:  # it was killed before its first checkpoint
         if (out / "metrics.jsonl").exists() and '"reinforce"' in (out / "metrics.jsonl").read_text(encoding="utf-8"):
             raise ValueError(f"--resume: {out} has steps in its metrics.jsonl, but no checkpoint to go on from")
@@ -446,18 +475,31 @@ def set_up(given: dict, resume: bool = False) -> Run:
     return run
 
 
-def load_run(s: Settings, train: list, tests: dict, out: Path, checkpoint_or_name: Path | str) -> Run:
-    """A run at its beginning, with the model of that name or folder."""
+def load_run(s: Settings, train: list, tests: dict, out: Path, saved: Path | None = None) -> Run:
+    """A run at its beginning, with the model of --model, or with what a checkpoint holds of it: the model, or adapters
+    of the one of --model."""
+    questions = [problem.question for problems in (train, *tests.values()) for problem in problems]
+    memory = ""
+
+    def fits(outline: Decoder, tokenizer: Tokenizer) -> None:
+        nonlocal memory
+        if s.lora_rank:
+            lora.add(outline, s.lora_rank)
+        longest = check_room(outline, tokenizer, questions, s.max_new_tokens)
+        memory = check_memory(outline, s, longest, pick_device(distributed.join(s.device)))
+
+    base = saved if saved and not s.lora_rank else s.model or data.EMBEDDED
     with distributed.first_alone():
-        model, tokenizer = load_model(
-            checkpoint_or_name, s.dtype, distributed.join(s.device), s.prompt_template or None
-        )
+        model, tokenizer = load_model(base, s.dtype, distributed.join(s.device), s.prompt_template or None, fits)
+        if s.adapter or (saved and s.lora_rank):
+            lora.load(model, saved / "adapter" if saved else Path(s.adapter))
+        elif s.lora_rank:
+            lora.add(model, s.lora_rank, seed=s.seed)
+        if saved and s.lora_rank:
+            tokenizer = Tokenizer(saved, s.prompt_template or None)  # as it was when the run began
     tokenizer.now = from_first(lambda: tokenizer.now)
     model.gradient_checkpointing = s.gradient_checkpointing
-    check_room(
-        model, tokenizer, [p.question for problems in (train, *tests.values()) for p in problems], s.max_new_tokens
-    )
-    run = Run(s, model, tokenizer, train, tests, Log(out))
+    run = Run(s, model, tokenizer, train, tests, Log(out), memory)
     set_valid_layers(run)  # SKIP
     return run
 
@@ -466,11 +508,12 @@ def restored(s: Settings, train: list, tests: dict, out: Path, saved: list[Path]
     """The run as its newest whole checkpoint left it. If there is none, raises the error of the newest."""
     errors = []
     for folder in saved:
+        run = error = None
         try:
-            run, error = load_run(s, train, tests, out, folder), None
+            run = load_run(s, train, tests, out, folder)
             run.restore(folder)
         except (ValueError, FileNotFoundError) as this:
-            error = this
+            error = this.with_traceback(None)  # which would hold on to the model
         if anyone(error is not None):
             errors.append(error or ValueError(f"{folder}: another process could not read it"))
             continue

@@ -12,6 +12,8 @@ import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
+from torch import Tensor
+
 from support.distributed import after_first, by_first, from_first, rank
 
 ACCURACIES = tuple(f"{split}_accuracy{mode}" for split in ("test", "wordings", "valid") for mode in ("", "_sampled"))
@@ -92,6 +94,25 @@ def examples(step: int, mode: str, records: list[list[dict]]) -> list[dict]:
     return [{"step": step, "mode": mode, **samples[0]} for samples in records[:4]]
 
 
+def groups(step: int, records: list[list[dict]], rollout, log_rho: Tensor, advantages: Tensor) -> list[dict]:
+    """Two whole groups of a batch, those with a signal first: each completion with its tokens, and how probable the
+    nested and the full model find each (log η, log π), for look.py.
+
+    records, advantages: by problem and sample; rollout, log_rho: by row.
+    """
+    kept = []
+    for p in sorted(range(len(records)), key=lambda p: not advantages[p].any())[:2]:
+        for g, record in enumerate(records[p]):
+            row = p * len(records[p]) + g
+            tokens, log_eta, ratio = (x[row, rollout.mask[row]] for x in (rollout.tokens, rollout.logprobs, log_rho))
+            of_tokens = {"tokens": tokens.tolist()}
+            for name, x in (("log_eta", log_eta), ("log_pi", log_eta + ratio)):
+                of_tokens[name] = [round(number, 5) for number in x.tolist()]
+            figures = {"advantage": round(advantages[p, g].item(), 5), **of_tokens}
+            kept.append({"step": step, "mode": "nested, sampled", "group": p, **record, **figures})
+    return kept
+
+
 def readable(f: dict, last_step: int) -> str:
     """A line of metrics.jsonl for the terminal, of at most 100 characters.
 
@@ -117,6 +138,8 @@ def read(folder: str | Path) -> list[dict]:
     Raises FileNotFoundError where no run is, ValueError where its metrics are broken or hold no such line.
     """
     path = Path(os.path.expanduser(folder)) / "metrics.jsonl"
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: not there; a run writes it with its first evaluation or step")
     rows = [row for row in parse(path, path.read_bytes()) if row["phase"] in ("reinforce", "evaluate")]
     if not rows:
         raise ValueError(f"{path}: no reinforced step yet")
@@ -132,9 +155,8 @@ def parse(path: Path, content: bytes) -> list[dict]:
         except ValueError:
             row = None
         if not isinstance(row, dict) or row.keys() != set(METRICS) or not isinstance(row["step"], int):
-            raise ValueError(
-                f"{path}, line {n}: not the metrics of a run of this version: {line[:80].decode(errors='replace')}"
-            )
+            shown = line[:80].decode(errors="replace")
+            raise ValueError(f"{path}, line {n}: not the metrics of a run of this version, or cut off: {shown}")
         rows.append(row)
     return rows
 

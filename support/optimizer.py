@@ -3,6 +3,7 @@
 import copy
 import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -121,15 +122,16 @@ def packed(model: Decoder, rows: int) -> Decoder:
     For bfloat16 on a CPU; elsewhere it is the model itself. Without a gradient, and good until the weights change.
     """
     pays = model.dtype == torch.bfloat16 and model.device.type == "cpu" and torch.backends.mkldnn.is_available()
-    return with_packed_matrices(model, rows) if pays else model
+    return twin(model, nn.Linear, lambda linear: PackedLinear(linear, rows)) if pays else model
 
 
-def with_packed_matrices(module: nn.Module, rows: int) -> nn.Module:
-    if isinstance(module, nn.Linear):
-        return PackedLinear(module, rows)
-    twin = copy.copy(module)
-    twin._modules = {name: with_packed_matrices(child, rows) for name, child in module._modules.items()}
-    return twin
+def twin(module: nn.Module, kind: type, change: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    """The same module with what `change` makes of each part of that kind; all other weights are shared."""
+    if isinstance(module, kind):
+        return change(module)
+    other = copy.copy(module)
+    other._modules = {name: twin(child, kind, change) for name, child in module._modules.items()}
+    return other
 
 
 class PackedLinear(nn.Module):

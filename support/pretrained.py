@@ -5,9 +5,11 @@ that the decoder does not implement, and a tensor too many or too few, is refuse
 safetensors alone; nothing is unpickled.
 """
 
+import hashlib
 import json
 import math
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 
@@ -34,13 +36,21 @@ LLAMA3_ROPE_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_m
 INDEX = "model.safetensors.index.json"
 
 
-def load_model(name: str | Path, dtype: str, device: str, template: str | None = None) -> tuple[Decoder, Tokenizer]:
+def load_model(
+    name: str | Path,
+    dtype: str,
+    device: str,
+    template: str | None = None,
+    fits: Callable[[Decoder, Tokenizer], None] = lambda outline, tokenizer: None,
+) -> tuple[Decoder, Tokenizer]:
     """A checkpoint's model and tokenizer; `dtype` and `device` as on the command line.
 
+    fits: raises what speaks against it, before the weights are read; its model has none, only their shapes.
     Raises ValueError or OSError that names the file, the key or the flag at fault.
     """
     folder = find_checkpoint(name)
     tokenizer = Tokenizer(folder, template)
+    fits(outline(folder), tokenizer)
     model = load(folder, getattr(torch, dtype), pick_device(device))
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(
@@ -52,14 +62,9 @@ def load_model(name: str | Path, dtype: str, device: str, template: str | None =
 def load(folder_or_hub_id: str | Path, dtype: torch.dtype, device: torch.device | str) -> Decoder:
     """`Decoder.from_pretrained`. Raises ValueError or OSError that names the file and the key or tensor at fault."""
     folder = find_checkpoint(folder_or_hub_id)
-    try:
-        config = parse_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    except ValueError as error:  # broken JSON is a ValueError too
-        raise ValueError(f"{folder / 'config.json'}: {error}") from None
-    with torch.device("meta"):
-        model = Decoder(config)
+    model = outline(folder)
     tensors = read_safetensors(folder, dtype, device)
-    if config.tie_word_embeddings:  # files hold the head or leave it out
+    if model.config.tie_word_embeddings:  # files hold the head or leave it out
         embedding = tensors.get("model.embed_tokens.weight")
         if embedding is not None and not torch.equal(tensors.setdefault("lm_head.weight", embedding), embedding):
             raise ValueError(f"{folder}: tie_word_embeddings is true, but lm_head.weight differs from the embedding")
@@ -85,6 +90,16 @@ def load(folder_or_hub_id: str | Path, dtype: torch.dtype, device: torch.device 
     model.load_state_dict(tensors, assign=True)
     model.tie_weights()
     return model
+
+
+def outline(folder: Path) -> Decoder:
+    """The model that config.json describes, on the device "meta": shapes without values."""
+    try:
+        config = parse_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except ValueError as error:  # broken JSON is a ValueError too
+        raise ValueError(f"{folder / 'config.json'}: {error}") from None
+    with torch.device("meta"):
+        return Decoder(config)
 
 
 def save(model: Decoder, folder: str | Path) -> None:
@@ -233,19 +248,32 @@ def read_safetensors(folder: Path, dtype: torch.dtype, device) -> dict[str, Tens
     for path in paths:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file (weights are read from safetensors only, never unpickled)")
-        try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                for name in file.keys():  # noqa: SIM118 (no dict)
-                    tensor = file.get_tensor(name)
-                    if not tensor.is_floating_point():
-                        raise ValueError(
-                            f"{path}: {name} is {tensor.dtype}; only floating-point weights are implemented"
-                        )
-                    tensors[name] = tensor.to(device, dtype)
-        except SafetensorError as error:
-            raise ValueError(f"{path}: not a whole safetensors file ({error}); copy or download it again") from None
+        tensors |= read_file(path, dtype, device)
     # Old Llama files hold a rotary buffer, which the decoder computes.
     return {name: tensor for name, tensor in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
+
+
+def read_file(path: Path, dtype: torch.dtype, device) -> dict[str, Tensor]:
+    """The tensors of one safetensors file, in `dtype`. Raises ValueError or OSError that names it."""
+    tensors = {}
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            for name in file.keys():  # noqa: SIM118 (no dict)
+                tensor = file.get_tensor(name)
+                if not tensor.is_floating_point():
+                    raise ValueError(f"{path}: {name} is {tensor.dtype}; only floating-point weights are implemented")
+                tensors[name] = tensor.to(device, dtype)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a whole safetensors file ({error}); copy or download it again") from None
+    return tensors
+
+
+def digest(parameters: Iterable[Tensor], *facts) -> str:
+    """SHA-256 of weights, and of facts beside them."""
+    sha = hashlib.sha256(repr(facts).encode())
+    for parameter in parameters:
+        sha.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return sha.hexdigest()
 
 
 def write_safetensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -273,8 +301,9 @@ def pick_device(name: str) -> torch.device:
         raise ValueError(f"--device is {name!r}: {str(error).splitlines()[0]}") from None
 
 
-def check_room(model: Decoder, tokenizer: Tokenizer, questions: list[str], max_new_tokens: int) -> None:
-    """Raises ValueError that names the problems whose prompt and completion might not fit into the model's context."""
+def check_room(model: Decoder, tokenizer: Tokenizer, questions: list[str], max_new_tokens: int) -> int:
+    """The tokens of the longest prompt. Raises ValueError that names the problems whose prompt and completion might not
+    fit into the model's context."""
     lengths = [len(tokenizer.encode_prompt(question)) for question in questions]
     context = model.config.max_position_embeddings
     long = [i for i, length in enumerate(lengths) if length + max_new_tokens > context]
@@ -285,3 +314,4 @@ def check_room(model: Decoder, tokenizer: Tokenizer, questions: list[str], max_n
             f"model's {context:,} tokens (max_position_embeddings): {some}{'; …' * (len(long) > 3)}. Lower the flag, "
             "take these problems out, or take a model with a longer context"
         )
+    return max(lengths)

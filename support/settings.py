@@ -9,6 +9,8 @@ import difflib
 import json
 import math
 import os
+import shlex
+import sys
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -37,7 +39,7 @@ GONE = {  # flags of earlier versions: what replaces them
     "retrace_c_bar": "nothing, c̄ is 1",
     "compile": "nothing",
     "min_acceptance": "nothing, --skip-ratio auto keeps a sequence acceptance of 0.65",
-    "layer_dropout": "nothing, see docs/results.md",
+    "layer_dropout": "nothing, see docs/log.md",
     "lr_warmup_steps": "nothing, the rate rises over 5 steps",
 }
 
@@ -77,7 +79,7 @@ class Settings:
     measure_every: int = option(50, "steps between measurements of nested models", low=1)  # SKIP
 
     gradient: str = option(
-        "is",
+        "is-sequence",
         "how the gradient of each token is weighted, to correct for sampling from the nested model",
         tuple(WEIGHTS),
     )
@@ -94,7 +96,9 @@ class Settings:
     samples: int = option(8, "completions a problem, its group", low=2)
     max_new_tokens: int = option(128, "tokens of a completion at most; one that does not end earns 0", low=1)
     temperature: float = option(1.0, "τ of sampling and of the policy that is trained", low=0.01)
-    lr: float | None = option(None, "learning rate of AdamW (default: 1e-5; for the embedded model 1e-4)")
+    lr: float | None = option(
+        None, "learning rate of AdamW (default: 1e-5, for the embedded model 1e-4; of adapters ten times as much)"
+    )
     updates: int = option(1, "optimiser steps on each batch", low=1)
     max_grad_norm: float = option(1.0, "the gradient is clipped to this norm; 0: not at all")
     micro_batch_tokens: int = option(
@@ -102,7 +106,9 @@ class Settings:
     )
 
     warmup_epochs: int = option(0, "epochs of supervised learning on the rationales before the reinforced steps")
-    warmup_lr: float | None = option(None, "its peak learning rate (default: 1e-4; for the embedded model 1e-3)")
+    warmup_lr: float | None = option(
+        None, "its peak learning rate (default: 1e-4, for the embedded model 1e-3; of adapters ten times as much)"
+    )
     warmup_batch: int = option(16, "problems a step of the warm-up", low=1)
 
     eval_split: str = option(
@@ -116,6 +122,8 @@ class Settings:
     out: str = option("", "folder to write to; none: runs/ and the time")
 
     model: str = option("", "folder of a checkpoint, or a hub id; none: the embedded one, data/tiny")
+    lora_rank: int = option(0, "rank R of LoRA adapters, which learn in place of the weights; 0: all weights learn")
+    adapter: str = option("", "folder of an adapter to go on from, with its rank; none: a new one")
     dataset: str = option(
         "arith", f"problems to train and test on: {', '.join(data.DATASETS)}, or a file *.jsonl, *.json"
     )
@@ -167,16 +175,31 @@ class Settings:
     def decided(self) -> "Settings":
         """With the defaults that depend on the model or on the gradient in place of None."""
         embedded = not self.model or Path(self.model).resolve() == data.EMBEDDED.resolve()
+        faster = 10 if self.lora_rank or self.adapter else 1
         defaults = {
             "cap": DEFAULT_CAP if self.gradient.startswith("is") else None,
-            "lr": 1e-4 if embedded else 1e-5,
-            "warmup_lr": 1e-3 if embedded else 1e-4,
+            "lr": (1e-4 if embedded else 1e-5) * faster,
+            "warmup_lr": (1e-3 if embedded else 1e-4) * faster,
         }
         return replace(self, **{name: value for name, value in defaults.items() if getattr(self, name) is None})
+
+    def given(self) -> dict:
+        """The fields that are not what they would be without their flag."""
+        automatic = replace(self, **{f.name: None for f in fields(self) if f.default is None}).decided()
+        usual = {f.name: getattr(automatic, f.name) if f.default is None else f.default for f in fields(self)}
+        return {name: value for name, value in asdict(self).items() if value != usual[name]}
 
 
 def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
+
+
+def words(given: dict) -> str:
+    """Settings as they are typed."""
+    texts = {name: f"{value:g}" if type(value) is float else str(value) for name, value in given.items()}
+    typed = {"True": "", "False": None, "None": None}  # a flag without a value; no flag
+    values = {name: typed.get(text, f" {shlex.quote(text)}") for name, text in texts.items()}
+    return " ".join(flag(name) + value for name, value in values.items() if value is not None)
 
 
 def parse(arguments: list[str] | None, description: str) -> tuple[dict, bool]:
@@ -185,10 +208,20 @@ def parse(arguments: list[str] | None, description: str) -> tuple[dict, bool]:
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, as if it had not stopped")
+    add_flags(parser)
+    given = with_whole_paths(vars(parse_strictly(parser, arguments, GONE)))
+    return given, given.pop("resume")
+
+
+def add_flags(parser: argparse.ArgumentParser, names: tuple[str, ...] = ()) -> None:
+    """A flag for each field of Settings, or for those named. What is not given is not in the result."""
+    group = parser
     for f in fields(Settings):
-        if f.name in GROUPS:
+        if f.name in GROUPS and not names:
             group = parser.add_argument_group(GROUPS[f.name])
-        about = {"default": argparse.SUPPRESS, "help": f.metadata["help"]}  # what is not given is not in the result
+        if names and f.name not in names:
+            continue
+        about = {"default": argparse.SUPPRESS, "help": f.metadata["help"]}
         if f.default not in ("", None, False):
             about["help"] += f" (default: {f.default})"
         if kind(f) is bool:
@@ -198,12 +231,15 @@ def parse(arguments: list[str] | None, description: str) -> tuple[dict, bool]:
         else:
             about |= {"type": number_or_auto if f.name == "skip_ratio" else kind(f), "metavar": "X"}
         group.add_argument(flag(f.name), **about)
-    given = vars(parse_strictly(parser, arguments, GONE))
-    for name in ("dataset", "data_dir", "model", "test_file"):  # a resume may come from another folder
+
+
+def with_whole_paths(given: dict) -> dict:
+    """A resume may come from another folder."""
+    for name in ("dataset", "data_dir", "model", "adapter", "test_file"):
         path = os.path.abspath(os.path.expanduser(given.get(name, "")))
         if given.get(name) and (name in ("data_dir", "test_file") or data.is_file(path) or os.path.isdir(path)):
             given[name] = path
-    return given, given.pop("resume")
+    return given
 
 
 def number_or_auto(text: str) -> float | str:
@@ -216,7 +252,11 @@ def number_or_auto(text: str) -> float | str:
 def parse_strictly(
     parser: argparse.ArgumentParser, arguments: list[str] | None, gone: dict[str, str] = MappingProxyType({})
 ) -> argparse.Namespace:
-    """parser.parse_args, which also says which flag was meant, or what replaces one that is gone."""
+    """parser.parse_args, which also says which flag was meant, or what replaces one that is gone. From here on a letter
+    that a terminal or a pipe does not know is printed as a question mark."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     parser.error = lambda said: after_first() or parser.exit(2, f"error: {said}\n")
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
@@ -232,21 +272,10 @@ def settings_of(given: dict) -> Settings:
     """The settings of the run in --out, of which --steps may be raised; with another setting it is another run."""
     if not given.get("out"):
         raise ValueError("--resume needs --out, the folder of the run to go on with")
-    config = Path(os.path.expanduser(given["out"])) / "config.json"
-    if not config.is_file():
-        raise FileNotFoundError(f"--resume: no run in {given['out']} ({config.name} is not there)")
     try:
-        raw = json.loads(config.read_text(encoding="utf-8"))
-        if not isinstance(raw, dict):
-            raise ValueError(f"expected a JSON object, got {str(raw)[:80]}")
-        if gone := sorted(raw.keys() & GONE):
-            raise ValueError(
-                f"written by an older version, with {flag(gone[0])} (in its place: {GONE[gone[0]]}); begin another "
-                f"run, with --model {config.parent / 'checkpoint'} to go on from its weights"
-            )
-        s = Settings(**raw)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{config}: not the settings of a run ({error})") from None
+        s = read_settings(Path(os.path.expanduser(given["out"])))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"--resume: {error}") from None
     if given.get("steps", s.steps) > s.steps:
         s = replace(s, steps=given["steps"])
     for name, value in given.items():
@@ -256,6 +285,25 @@ def settings_of(given: dict) -> Settings:
                 "flag out, or begin another run" + " (--steps may be raised)" * (name == "steps")
             )
     return replace(s, out=given["out"])
+
+
+def read_settings(folder: Path) -> Settings:
+    """Those of the run in a folder. FileNotFoundError where none is, ValueError where it is of another version."""
+    config = folder / "config.json"
+    if not config.is_file():
+        raise FileNotFoundError(f"no run in {folder} ({config.name} is not there)")
+    try:
+        raw = json.loads(config.read_text(encoding="utf-8"))
+        if not isinstance(raw, dict):
+            raise ValueError(f"expected a JSON object, got {str(raw)[:80]}")
+        if gone := sorted(raw.keys() & GONE):
+            raise ValueError(
+                f"written by an older version, with {flag(gone[0])} (in its place: {GONE[gone[0]]}); begin another "
+                f"run, with --model {config.parent / 'checkpoint'} to go on from its weights"
+            )
+        return Settings(**raw)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{config}: not the settings of a run ({error})") from None
 
 
 def write_settings(s: Settings, folder: Path) -> None:

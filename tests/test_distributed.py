@@ -103,12 +103,19 @@ def lines(out: Path) -> list[dict]:
     return [{k: v for k, v in row.items() if "seconds" not in k and "per_second" not in k} for row in rows]
 
 
+def samples(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+
+
 EXACT = ("phase", "step", "reward", "stepped", "skipped_layers", "silent_groups", "cut_off", "mean_length", "tokens")
 
 
 def assert_same_run(out: Path, reference: Path) -> None:
     """The invariance: texts, rewards and counts equal, all other figures and the weights to rounding."""
-    assert (out / "samples.jsonl").read_text() == (reference / "samples.jsonl").read_text()
+    for sample, expected in zip(samples(out), samples(reference), strict=True):
+        for key in sample.keys() & {"log_eta", "log_pi"}:
+            assert sample.pop(key) == pytest.approx(expected.pop(key), abs=1e-4)
+        assert sample == expected
     for row, expected in zip(lines(out), lines(reference), strict=True):
         assert [row[key] for key in EXACT] == [expected[key] for key in EXACT]
         for key, value in expected.items():
@@ -123,6 +130,7 @@ RUNS = {  # ranks, the model, more flags
     "3, on-policy, checkpointing": (3, "tied", "--gradient on-policy --gradient-checkpointing".split()),
     "2, retrace by token, a warm-up": (2, "tied", "--gradient retrace-token --warmup-epochs 1".split()),
     "5, a prompt each": (5, "tied", []),
+    "3, adapters of rank 1": (3, "untied", "--lora-rank 1".split()),  # rows of A for one process alone
 }
 
 
@@ -181,10 +189,12 @@ def test_in_bfloat16_the_update_of_one_rollout_is_the_same(models, tmp_path, ran
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("before, after", [(2, 2), (2, 1), (1, 2), (2, 3)])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "dtype, before, after",
+    [("float32", 2, 2), ("float32", 2, 1), ("float32", 1, 2), ("float32", 2, 3)] + [("bfloat16", 2, n) for n in (2, 3)],
+)
 def test_a_resume_on_as_many_processes_is_exact_and_on_others_the_same_to_rounding(
-    models, script, tmp_path, before, after, dtype
+    models, script, tmp_path, dtype, before, after
 ):
     """The optimiser's slices are put together and cut anew."""
     flags = ["--model", models / "tied", *FLAGS, "--dtype", dtype]

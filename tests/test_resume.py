@@ -540,9 +540,9 @@ def test_a_full_disk_keeps_the_checkpoint_before(
 
 @pytest.mark.slow
 def test_sigkill_at_random_moments_of_the_real_process(tmp_path):
-    """The embedded model, `python train.py` itself, twelve times SIGKILL: the same weights and metrics in the end."""
+    """The embedded model, `python train.py` itself, six times SIGKILL: the same weights and metrics in the end."""
     root = Path(__file__).resolve().parents[1]
-    flags = "--steps 14 --prompts 4 --eval-every 3 --eval-problems 20 --save-every 1 --warmup-epochs 1".split()
+    flags = "--steps 8 --prompts 4 --eval-every 3 --eval-problems 20 --save-every 1 --warmup-epochs 1".split()
     flags += "--warmup-batch 400 --bypass linear --measure-every 4 --dtype bfloat16".split()
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -556,7 +556,7 @@ def test_sigkill_at_random_moments_of_the_real_process(tmp_path):
         process, size = start("killed", *more), 0
         metrics = tmp_path / "killed" / "metrics.jsonl"
         began = metrics.stat().st_size if metrics.exists() else 0
-        while process.poll() is None and kills < 12:  # it has taken a step of its own: now any moment will do
+        while process.poll() is None and kills < 6:  # it has taken a step of its own: now any moment will do
             size = metrics.stat().st_size if metrics.exists() else 0
             if size != began:
                 time.sleep(rng.uniform(0.0, 0.6))
@@ -567,5 +567,5 @@ def test_sigkill_at_random_moments_of_the_real_process(tmp_path):
         if process.wait() == 0:
             break
         more = ["--resume"] if (tmp_path / "killed" / "config.json").exists() else flags
-    assert kills >= 10
+    assert kills >= 5
     assert_same(tmp_path / "killed", tmp_path / "whole")

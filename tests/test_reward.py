@@ -826,7 +826,7 @@ def test_every_reference_solution_of_gsm8k_is_correct():
 
 @pytest.mark.slow
 def test_a_hundred_thousand_odd_strings_take_no_time_and_raise_nothing():
-    """The figures of docs/results.md, as bounds: under 1 ms in the middle, under a second at worst."""
+    """The figures of docs/log.md, as bounds: under 1 ms in the middle, under a second at worst."""
     found = fuzz(100_000)
     assert found["raised"] == 0 and found["median"] < 1e-3 and found["worst"] < 1
 

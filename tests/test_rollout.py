@@ -57,6 +57,17 @@ def test_the_fast_sampler_is_the_naive_one_token_for_token(model, skip, temperat
     torch.testing.assert_close(fast.logprobs, naive.logprobs, atol=1e-11, rtol=0)
 
 
+@pytest.mark.parametrize("skip", MASKS)
+def test_rows_that_stay_for_a_while_after_their_end_change_nothing(model, skip, monkeypatch):
+    """An accelerator is asked only every few tokens which rows have ended."""
+    at_once = generate(model, PROMPTS, 4, 24, EOS, skip=skip, seed=5)
+    monkeypatch.setitem(rollout_module.PATIENCE, "cpu", 8)
+    patient = generate(model, PROMPTS, 4, 24, EOS, skip=skip, seed=5)
+    assert same(at_once, patient) and (patient.tokens[~patient.mask] == 0).all()
+    torch.testing.assert_close(at_once.logprobs, patient.logprobs, atol=1e-11, rtol=0)
+    assert len(set(at_once.mask.sum(dim=1).tolist())) > 3, "rows should leave at different times"
+
+
 @pytest.mark.parametrize("full_prompt", [False, True])
 @pytest.mark.parametrize("skip", list(product([False, True], repeat=4)))
 def test_recorded_logprobs_are_those_of_a_teacher_forced_pass_with_the_same_mask(model, skip, full_prompt):

@@ -154,11 +154,11 @@ def without_skipping(code: str) -> str:
 
 @pytest.mark.slow
 def test_the_code_without_its_marked_lines_is_the_vanilla_trainer(tmp_path):
-    """`grep "# SKIP"` lists the whole feature: without those lines, skip.py and nested.py the rest still parses, learns
-    on-policy, and ends with the weights of --skip-ratio 0."""
+    """`grep "# SKIP"` lists the whole feature: without those lines, skip.py, nested.py and look.py the rest still
+    parses, learns on-policy, and ends with the weights of --skip-ratio 0."""
     root, vanilla = Path(__file__).resolve().parents[1], tmp_path / "vanilla"
     for path in [*root.glob("*.py"), *root.glob("support/*.py"), *root.glob("data/*.py")]:
-        if path.name not in ("skip.py", "nested.py", "bench.py"):
+        if path.name not in ("skip.py", "nested.py", "bench.py", "look.py"):
             copy = vanilla / path.relative_to(root)
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_text(without_skipping(path.read_text(encoding="utf-8")), encoding="utf-8")

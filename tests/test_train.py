@@ -49,7 +49,7 @@ def test_with_nothing_skipped_all_gradients_are_the_on_policy_one(settings):
     rollout = generate(model, PROMPTS, 4, 16, [0], seed=0)
     reference = gradient(model, rollout, gradient="on-policy")
     assert relative(gradient(model, rollout, **settings), reference) < 1e-3
-    figures = train.update(model, Optimizer(model), rollout, REWARDS.flatten(), Settings(**settings), lr=0.0)
+    figures, _ = train.update(model, Optimizer(model), rollout, REWARDS.flatten(), Settings(**settings), lr=0.0)
     assert figures["max_abs_log_ratio"] < 1e-4
 
 
@@ -90,7 +90,7 @@ def test_silent_groups_get_a_forward_pass_for_the_diagnostics_and_no_backward_pa
         return original(model, prompts, *rest)
 
     monkeypatch.setattr(train, "completion_logprobs", spy)
-    figures = train.update(model, Optimizer(model), rollout, group_advantages(REWARDS).flatten(), Settings(), lr=0.0)
+    figures, _ = train.update(model, Optimizer(model), rollout, group_advantages(REWARDS).flatten(), Settings(), lr=0.0)
     assert with_gradient == [(8, True), (4, False)]
     logprobs, entropy = original(model, rollout.prompts, rollout.tokens, rollout.mask)
     assert figures["entropy"] == pytest.approx(entropy[rollout.mask].mean().item(), rel=1e-5)
@@ -296,7 +296,7 @@ def test_loss_and_gradient_are_those_of_the_settings(settings, arguments):
     model = small_model(torch.float32)
     rollout = generate(model, PROMPTS, 4, 8, [0], skip=(False, True, True, False), seed=0)
     advantages, settings = group_advantages(REWARDS).flatten(), Settings(micro_batch_tokens=30, **settings)
-    loss = train.update(model, Optimizer(model), rollout, advantages, settings, lr=0.0)["loss"]
+    loss = train.update(model, Optimizer(model), rollout, advantages, settings, lr=0.0)[0]["loss"]
     accumulated = gradient_of(model, rollout, advantages, settings)
     logprobs, _ = completion_logprobs(model, rollout.prompts, rollout.tokens, rollout.mask)
     w = gradient_weights(log_ratio=log_ratio(logprobs, rollout.logprobs, rollout.mask), mask=rollout.mask, **arguments)
@@ -455,7 +455,8 @@ def test_tokens_per_second_are_those_of_sampling_and_both_kinds_of_samples_are_k
     kept = [json.loads(line) for line in (run.log.folder / "samples.jsonl").read_text().splitlines()]
     test, wordings = ([f"{split}, full, {mode}" for mode in ("greedy", "sampled")] for split in ("test", "wordings"))
     modes = {0: [*test, *wordings], 1: ["nested, sampled", *test], 2: ["nested, sampled", *test, *wordings]}
-    expected = [(step, mode) for step, each in modes.items() for mode in each for _ in range(3)]
+    kept_of = {"nested, sampled": 2 * run.settings.samples}  # two whole groups; of the others a sample of each problem
+    expected = [(step, mode) for step, each in modes.items() for mode in each for _ in range(kept_of.get(mode, 3))]
     assert [(r["step"], r["mode"]) for r in kept] == expected
 
 
@@ -503,6 +504,7 @@ def test_a_signal_that_is_ignored_stays_ignored(loop, paid):
 def test_the_warm_up_s_end_is_a_boundary(loop, monkeypatch):
     """A key pressed as AdamW is made anew is heard when the phase has changed as well."""
     run, original = loop(warmup_epochs=1, warmup_batch=5), train.Optimizer
+    assert run.optimizer  # the warm-up's
 
     def struck(model):
         signal.raise_signal(signal.SIGINT)
@@ -566,7 +568,7 @@ def test_several_updates_weigh_by_the_ratio_to_the_recorded_probabilities(loop, 
     train.reinforce(run)
     assert len(calls) == 3 and len({id(call["rollout"]) for call in calls}) == 1
     rollout, advantages, s, lr = (calls[0][name] for name in ("rollout", "advantages", "s", "lr"))
-    figures = [train.update(by_hand.model, by_hand.optimizer, rollout, advantages, s, lr) for _ in range(3)]
+    figures = [train.update(by_hand.model, by_hand.optimizer, rollout, advantages, s, lr)[0] for _ in range(3)]
     assert all(torch.equal(p, q) for p, q in zip(run.model.parameters(), by_hand.model.parameters(), strict=True))
     farthest = [f["max_abs_log_ratio"] for f in figures]
     assert (farthest[0] < 1e-5) == (skip_ratio == 0) and farthest[1] > 1e-3 and len(set(farthest)) == 3
@@ -778,7 +780,7 @@ def test_a_test_split_of_a_few_problems_is_warned_of(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "gradient", ["is", *(pytest.param(g, marks=pytest.mark.slow) for g in ("on-policy", "retrace"))]
+    "gradient", ["is-sequence", *(pytest.param(g, marks=pytest.mark.slow) for g in ("on-policy", "retrace"))]
 )
 def test_the_reward_rises(run, monkeypatch, gradient):
     """The whole loop learns: paid for completions that begin with a small letter, a random model soon writes them."""
