@@ -1,9 +1,10 @@
-"""Tables and plots of runs, from the lines of metrics.jsonl (support/log.py) alone.
+"""Tables and plots of runs, from their metrics.jsonl (support/log.py) and config.json alone.
 
     python report.py runs/2026-01-31-120000     # the table and the curve of any run, ended or not
     python report.py runs                       # a line for each run in a folder
+    python report.py runs/a runs/b runs/c       # runs side by side; those that differ in the seed only are one arm
 
-train.py prints the same at the end of a run.
+train.py prints the first at the end of a run. The pictures are drawn by pictures.py.
 """
 
 import argparse
@@ -11,11 +12,16 @@ import math
 import os
 import statistics
 import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from support.log import ACCURACIES, complain, read
+from pictures import ACCURACY_NAMES, PARTS, draw, means, overlay
+from support.log import complain, read
+from support.settings import Settings, parse_strictly, read_settings, words
 
 OFF_POLICY = ("acceptance", "acceptance_p5", "sequence_acceptance", "ess")  # all between 0 and 1
+PROBLEMS = ("dataset", "test_file", "eval_problems")  # settings that choose what is evaluated
 
 
 def reinforced(rows: list[dict]) -> list[dict]:
@@ -26,8 +32,7 @@ def reinforced(rows: list[dict]) -> list[dict]:
 def table(rows: list[dict]) -> str:
     """Accuracy before and after; the nested model's speed beside the full one's; how far off-policy it was."""
     steps, lines = reinforced(rows), [f"{'accuracy':28}{'before':>16}{'after':>16}"]
-    names = [f"{split}, {mode}" for split in ("test", "new wordings", "valid") for mode in ("greedy", "sampled")]
-    for name, key in zip(names, ACCURACIES, strict=True):
+    for key, name in ACCURACY_NAMES.items():
         known = [(row[key], row[f"{key}_se"]) for row in rows if row[key] is not None]
         if known:
             before, after = (f"{mean:.1%} ± {error:.1%}" for mean, error in (known[0], known[-1]))
@@ -53,14 +58,6 @@ def table(rows: list[dict]) -> str:
             f"{key.replace('_', ' '):28}" + "".join(f"{statistics.fmean(k or [math.nan]):16.3f}" for k in known)
         )
     return "\n".join(lines)
-
-
-def means(rows: list[dict], key: str, width: int = 60) -> list[tuple[float, float]]:
-    """(step, figure) of the reinforced steps, with neighbours averaged into `width` points at most."""
-    steps = [row for row in reinforced(rows) if row[key] is not None]
-    size = max(1, math.ceil(len(steps) / width))
-    groups = [steps[start : start + size] for start in range(0, len(steps), size)]
-    return [tuple(statistics.fmean(row[each] for row in group) for each in ("step", key)) for group in groups]
 
 
 def points(rows: list[dict], width: int = 60) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
@@ -89,27 +86,6 @@ def plot(series: dict[str, list[tuple[float, float]]], last: int, width: int = 6
     return "\n".join([*lines, f"{'':5} +{'-' * width}> step {last or 1}"])
 
 
-def draw(rows: list[dict], path: Path) -> bool:
-    """`curve` as a picture, and how far off-policy the batches were. False where matplotlib is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
-    reward, test = points(rows)
-    figure = Figure(figsize=(7, 7), layout="constrained")
-    above, below = figure.subplots(2, sharex=True)
-    above.plot(*zip(*reward, strict=True), label="reward of the nested samples")
-    above.plot(*zip(*test, strict=True), "o-", label="accuracy of the full model, sampled")
-    for key in OFF_POLICY:
-        below.plot(*zip(*means(rows, key), strict=True), label=key.replace("_", " "))
-    for axes in (above, below):
-        axes.set_ylim(bottom=0)
-        axes.legend()
-    below.set_xlabel("step")
-    figure.savefig(path, dpi=150)
-    return True
-
-
 def runs_in(folder: Path) -> str:
     """A line for each run in a folder of runs."""
     lines = []
@@ -125,6 +101,140 @@ def runs_in(folder: Path) -> str:
     return "\n".join(lines)
 
 
+@dataclass
+class Arm:
+    """Runs that differ in the seed only."""
+
+    given: dict | None  # the settings that are not the defaults, without the seed; None: not known
+    label: str = ""  # a number, and the settings in which it differs from other arms; the folders' names without any
+    folders: list[Path] = field(default_factory=list)
+    runs: list[list[dict]] = field(default_factory=list)  # the lines of each seed
+
+    @property
+    def split(self) -> str:
+        """What its accuracy was measured on."""
+        known = (row["valid_accuracy_sampled"] is not None for rows in self.runs for row in rows)
+        return "valid" if any(known) else "test"
+
+
+def settings(folder: Path) -> Settings | None:
+    """The settings of a run. None where config.json is not there, or not of this version."""
+    try:
+        return read_settings(folder)
+    except (ValueError, OSError):
+        return None
+
+
+def command(folder: Path) -> str:
+    """What began a run, without the folder that it writes to; the folder's name where its settings are not known."""
+    s = settings(folder)
+    return f"python train.py {words(without(s.given(), 'out'))}" if s else folder.resolve().name
+
+
+def without(given: dict, *names: str) -> dict:
+    return {name: value for name, value in given.items() if name not in names}
+
+
+def arms_of(folders: list[Path]) -> tuple[list[Arm], list[str]]:
+    """The runs by their settings, and what a reader has to know of them. The same run twice is taken once."""
+    arms: dict[str, Arm] = {}
+    seen: dict[str, Path] = {}
+    notes = []
+    for folder in folders:
+        rows, s = read(folder), settings(folder)
+        given = without(s.given(), "out", "seed") if s else None
+        key = repr(given) if s else str(folder.resolve())
+        first = seen.setdefault(f"{key} {s and s.seed}", folder)
+        if first is not folder:
+            notes.append(f"{folder}: left out, its settings and seed are those of {first}")
+            continue
+        if s is None:
+            notes.append(f"{folder}: its settings are not known, its config.json is missing or of another version")
+        elif rows[-1]["step"] < s.steps:
+            notes.append(f"{folder}: not finished, at step {rows[-1]['step']} of {s.steps}; its arm ends there")
+        arm = arms.setdefault(key, Arm(given))
+        arm.folders.append(folder)
+        arm.runs.append(rows)
+    known = [arm.given for arm in arms.values() if arm.given is not None]
+    usual = asdict(Settings())
+    differ = [name for name in usual if any(given.get(name) != known[0].get(name) for given in known)]
+    for n, arm in enumerate(arms.values(), start=1):
+        label = words({name: arm.given.get(name, usual[name]) for name in differ}) if arm.given is not None else ""
+        arm.label = f"{n:<3}{label or ', '.join(folder.name for folder in arm.folders)}"
+        lines = set.intersection(*({(row["phase"], row["step"]) for row in rows} for rows in arm.runs))
+        arm.runs = [[row for row in rows if (row["phase"], row["step"]) in lines] for rows in arm.runs]
+    return list(arms.values()), notes
+
+
+def cell(known: list[float], show: Callable[[float], str]) -> str:
+    """The mean over the seeds, ± its standard error where there are several."""
+    if not known:
+        return "–"
+    error = f" ± {show(statistics.stdev(known) / math.sqrt(len(known)))}" if known[1:] else ""
+    return show(statistics.fmean(known)) + error
+
+
+def figures(arm: Arm) -> tuple[dict[str, str], ...]:
+    """Three lines by the headings of their columns: what it learned, how far off-policy it was, what a step took."""
+    share, number, whole = "{:.1%}".format, "{:.3f}".format, "{:,.0f}".format
+    unmeasured = {"seconds_measure": 0.0}  # in most steps
+    steps = [[row | unmeasured if row["seconds_measure"] is None else row for row in reinforced(r)] for r in arm.runs]
+    tenth = [rows[-max(1, len(rows) // 10) :] for rows in steps]
+
+    def over(runs: list[list[dict]], key: str, show: Callable[[float], str]) -> str:
+        known = ([row[key] for row in rows if row[key] is not None] for rows in runs)
+        return cell([statistics.fmean(each) for each in known if each], show)
+
+    def accuracy(key: str) -> str:
+        known = ([(row[key], row[f"{key}_se"]) for row in rows if row[key] is not None] for rows in arm.runs)
+        last = [each[-1] for each in known if each]
+        return cell([mean for mean, _ in last], share) + (f" ± {last[0][1]:.1%}" if len(last) == 1 else "")
+
+    learned = {
+        "seeds": str(len(arm.runs)),
+        "step": str(max((row["step"] for row in arm.runs[0]), default=0)),
+        "split": arm.split,
+        "sampled": accuracy(f"{arm.split}_accuracy_sampled"),
+        "greedy": accuracy(f"{arm.split}_accuracy"),
+        "reward, last 10%": over(tenth, "reward", number),
+    }
+    names = ("acceptance", "p5", "sequence", "ESS")
+    off_policy = {name: over(steps, key, number) for name, key in zip(names, OFF_POLICY, strict=True)}
+    took = {f"s to {part}": over(steps, f"seconds_{part}", number) for part in PARTS}
+    return learned, off_policy, took | {"tokens/s": over(steps, "tokens_per_second", whole)}
+
+
+def comparison(arms: list[Arm]) -> str:
+    """The settings in which the arms differ, and the lines of `figures`, a table for each kind."""
+    lines = [line for arm in arms for line in (arm.label, f"   {', '.join(map(str, arm.folders))}")]
+    for block in zip(*map(figures, arms), strict=True):
+        lines += ["", "   " + "".join(f"{heading:>17}" for heading in block[0])]
+        lines += [f"{n:<3}" + "".join(f"{text:>17}" for text in row.values()) for n, row in enumerate(block, start=1)]
+    return "\n".join(lines)
+
+
+def compare(folders: list[Path], path: Path) -> None:
+    """Prints the comparison of runs, and leaves its picture in `path` where matplotlib is."""
+    arms, notes = arms_of(folders)
+    problems = {tuple(map(arm.given.get, PROBLEMS)) for arm in arms if arm.given is not None}
+    if len(problems) > 1 or len({arm.split for arm in arms}) > 1:
+        notes.append("the arms were evaluated on different problems: do not compare their accuracies")
+    print(comparison(arms))
+    print("\n± of several seeds: standard error over the seeds; of one run: over the problems")
+    for note in notes:
+        print(f"note: {note}")
+    picture(path, overlay, {arm.label: arm.runs for arm in arms})
+
+
+def picture(path: Path, drawing: Callable, *given) -> None:
+    """Says where a picture is, or what it needs."""
+    try:
+        drawing(*given, path)
+        print(f"picture: {path}")
+    except ImportError:
+        print(f"({path.name} needs matplotlib, which is not here)")
+
+
 def print_report(folder: str | Path) -> None:
     """Prints the table and the curve of the run in `folder`, and leaves curve.png there where matplotlib is."""
     folder = Path(os.path.expanduser(folder))
@@ -132,21 +242,30 @@ def print_report(folder: str | Path) -> None:
     print(f"\n{table(rows)}\n")
     if len(rows) > 1:
         print(curve(rows))
-        drawn = draw(rows, folder / "curve.png")
-        print(f"curve: {Path(folder) / 'curve.png'}" if drawn else "(curve.png needs matplotlib, which is not here)")
+        picture(folder / "curve.png", draw, rows, command(folder))
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("run", help="folder of a run, which holds its metrics.jsonl; or of several runs")
-    folder = Path(os.path.expanduser(parser.parse_args(arguments).run))
+    parser.add_argument("runs", nargs="+", help="a run's folder, which holds metrics.jsonl; a folder of runs; or runs")
+    parser.add_argument(
+        "--out", metavar="FILE.png", help="picture of a comparison; comparison.png beside the first run"
+    )
+    a = parse_strictly(parser, arguments)
+    folders = [Path(os.path.expanduser(run)) for run in a.runs]
+    path = Path(os.path.expanduser(a.out)) if a.out else folders[0].resolve().parent / "comparison.png"
     try:
-        if not (folder / "metrics.jsonl").exists() and (runs := runs_in(folder)):
+        if len(folders) > 1:
+            others = [each for each in folders if each.resolve() != path.resolve()]  # runs/* may hold the picture
+            compare(others or folders, path)
+        elif a.out:
+            raise ValueError(f"--out is {a.out}, but only {folders[0]} is given; expected two runs or more")
+        elif not (folders[0] / "metrics.jsonl").exists() and (runs := runs_in(folders[0])):
             print(runs)
         else:
-            print_report(folder)
+            print_report(folders[0])
     except (ValueError, OSError) as error:
         return complain(error)
     return 0

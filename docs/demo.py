@@ -5,7 +5,7 @@
 Every arm is a run of train.py from the embedded model with the same seed, so with the same problems, streams and
 masks; two run at a time, a thread each. Batches are small and far off (five of twelve layers are skipped), and each is
 used four times (--updates), which is off-policy in the oldest sense. It ends in a table and a plot, and leaves in
-FOLDER demo.svg and the runs. docs/results.md has three seeds of it.
+FOLDER demo.svg and the runs. docs/log.md has three seeds of it.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from support.log import complain, read
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, PROBLEMS = 30, 200
-FLAGS = f"--steps {STEPS} --prompts 4 --updates 4 --lr 3e-4 --eval-every 10 --save-every 1000 --device cpu"
+FLAGS = f"--steps {STEPS} --prompts 4 --updates 4 --lr 3e-4 --eval-every 15 --save-every 1000 --device cpu"
 NESTED = "--skip-ratio 0.4"
 ARMS = {  # mark in the plot: name, and what it adds to FLAGS
     "f": ("full sampling, IS by token", "--skip-ratio 0 --gradient is"),

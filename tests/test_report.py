@@ -1,13 +1,18 @@
 """The table and the curve that a run ends with, from hand-made metrics."""
 
 import json
+import os
+import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+import pictures
 import report
-from docs import comparison
 from support.log import METRICS, readable
+from support.settings import Settings, write_settings
 
 BATCH = {"reward": 0.5, "acceptance": 0.8, "acceptance_p5": 0.1, "sequence_acceptance": 0.3, "ess": 0.4}
 BATCH |= {"silent_groups": 0.25, "cut_off": 0.0}
@@ -169,56 +174,206 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path, capsys, content):
     assert error.startswith("error: ") and "metrics.jsonl" in error and "\n" not in error
 
 
-# docs/comparison.py: several runs side by side
+# several runs
+
+
+def make(folder, rows=RUN, **given):
+    """A run as train.py leaves it."""
+    folder.mkdir(parents=True)
+    write(folder, rows)
+    write_settings(replace(Settings(steps=4, **given), out=str(folder)).decided(), folder)
+    return folder
+
+
+def scaled(factor: float) -> list[dict]:
+    """RUN, with other accuracies and rewards."""
+    keys = {"test_accuracy", "test_accuracy_sampled", "reward"}
+    return [{k: v * factor if k in keys and v is not None else v for k, v in each.items()} for each in RUN]
+
+
+def test_runs_that_differ_in_the_seed_only_are_one_line_of_the_comparison(tmp_path, capsys):
+    """Accuracies of 0.65 and 0.39: their mean is 0.52, their deviation 0.26 / √2, so the error of the mean 0.13."""
+    make(tmp_path / "a", gradient="on-policy")
+    make(tmp_path / "b", scaled(0.6), gradient="on-policy", seed=1)
+    make(tmp_path / "c", gradient="is", cap=4.0)
+    assert report.main([str(tmp_path / name) for name in "abc"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == "1 --gradient on-policy".split() and lines[1] == [f"{tmp_path / 'a'},", str(tmp_path / "b")]
+    assert lines[2] == "2 --gradient is --cap 4".split(), "a default that follows from another setting is not told"
+    assert "1 2 4 test 52.0% ± 13.0% 44.0% ± 11.0% 0.400 ± 0.100".split() in lines
+    assert "2 1 4 test 65.0% ± 2.0% 55.0% ± 1.0% 0.500".split() in lines, "of one run the error over the problems"
+    assert "2 0.800 0.100 0.300 0.400".split() in lines
+    assert "1 – – – 0.000 ± 0.000 4,000 ± 0".split() in lines, "RUN has no seconds; measuring is 0 in most steps"
+
+
+def test_time_is_what_a_step_costs_and_not_what_watching_it_costs():
+    """Measuring nested models is part of the method; an evaluation is not."""
+    seconds = {"seconds_sample": 1.0, "seconds_score": 2.0, "seconds_update": 3.0, "seconds_evaluate": 100.0}
+    rows = [
+        evaluation(0, ("test", 0.5, 0.5)),
+        row(1, tokens=7, seconds_measure=4.0, **seconds),
+        row(2, tokens=5, **seconds),
+    ]
+    assert [(each["seconds"], each["sampled"]) for each in pictures.totals(rows)] == [(0, 0), (10, 7), (16, 12)]
+
+
+def test_seeds_are_drawn_as_their_mean_and_what_lies_between_them():
+    """At step 4: 0.65 and 0.39."""
+    points = pictures.spread([RUN, scaled(0.6)], "test_accuracy_sampled", "step")
+    assert points[-1] == pytest.approx((4, 0.52, 0.39, 0.65)) and len(points) == 3
+
+
+def test_seeds_are_compared_up_to_the_step_that_all_have_reached(tmp_path):
+    """One is not finished, the other was resumed with more steps, so it has an evaluation that the first has not."""
+    resumed = [*RUN[:3], evaluation(1, ("test", 0.9, 0.9)), *RUN[3:]]
+    make(tmp_path / "a", resumed)
+    make(tmp_path / "b", RUN[:5], seed=1)
+    [arm], notes = report.arms_of([tmp_path / "a", tmp_path / "b"])
+    assert arm.runs == [RUN[:5], RUN[:5]]
+    assert notes == [f"{tmp_path / 'b'}: not finished, at step 3 of 4; its arm ends there"]
+
+
+def test_a_run_is_taken_once(tmp_path):
+    """The same folder by two names, or a copy of it, would make the error over the seeds too small."""
+    make(tmp_path / "a")
+    make(tmp_path / "copy")
+    [arm], notes = report.arms_of([tmp_path / "a", tmp_path / "copy" / ".." / "a", tmp_path / "copy"])
+    assert arm.folders == [tmp_path / "a"] and len(notes) == 2 and "left out" in notes[0]
+
+
+def test_runs_without_settings_are_arms_of_their_own(tmp_path, capsys):
+    """Nothing says that they differ in the seed only."""
+    for name in "ab":
+        make(tmp_path / name)
+        (tmp_path / name / "config.json").unlink()
+    assert report.main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("1  a\n") and "\n2  b\n" in printed and printed.count("settings are not known") == 2
+    assert report.command(tmp_path / "a") == "a", "the title of its curve.png"
+
+
+def test_accuracies_of_different_problems_are_not_mixed(tmp_path, capsys, drawn):
+    """Valid and test have a panel each, and the reader is told."""
+    make(tmp_path / "a")
+    valid = [evaluation(0, ("valid", 0.4, 0.5)), row(1, **BATCH), evaluation(4, ("valid", 0.6, 0.5))]
+    make(tmp_path / "b", valid, eval_split="valid")
+    assert report.main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    printed = capsys.readouterr().out
+    assert "2 1 4 valid 60.0% ± 2.0%" in " ".join(printed.split()) and "do not compare their accuracies" in printed
+    labels = [axis.get_ylabel() for axis in drawn[0].axes]
+    assert labels[::3] == ["test accuracy, sampled", "valid accuracy, sampled", "reward of the batches"]
+
+
+def test_a_comparison_names_the_folder_that_is_no_run(tmp_path, capsys):
+    """Before anything is printed or drawn."""
+    (tmp_path / "empty").mkdir()
+    assert report.main([str(make(tmp_path / "a")), str(tmp_path / "empty")]) == 2
+    printed = capsys.readouterr()
+    assert str(tmp_path / "empty" / "metrics.jsonl") in printed.err and printed.err.count("\n") == 1 and not printed.out
+    assert report.main([str(tmp_path / "a"), "--out", "x.png"]) == 2 and "two runs" in capsys.readouterr().err
+
+
+def test_the_picture_of_a_comparison_lies_beside_the_runs(tmp_path, capsys):
+    """Where runs/* names it the next time."""
+    pytest.importorskip("matplotlib", reason="needs matplotlib (requirements-dev.txt)")
+    given = [str(make(tmp_path / name, gradient=name)) for name in ("on-policy", "retrace")]
+    for runs in (given, [str(tmp_path / "comparison.png"), *given]):
+        assert report.main(runs) == 0
+        assert f"picture: {tmp_path / 'comparison.png'}" in capsys.readouterr().out
+    assert 20_000 < (tmp_path / "comparison.png").stat().st_size < 500_000
+    assert report.main([*given, "--out", str(tmp_path / "other.svg")]) == 0
+    assert "<svg" in (tmp_path / "other.svg").read_text()
+
+
+def test_a_comparison_without_matplotlib_is_its_tables(tmp_path, capsys, monkeypatch):
+    """And one line that says what the picture needs."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert report.main([str(make(tmp_path / name, gradient=name)) for name in ("on-policy", "retrace")]) == 0
+    assert capsys.readouterr().out.endswith("\n(comparison.png needs matplotlib, which is not here)\n")
+
+
+# the pictures
 
 
 @pytest.fixture
-def two_runs(tmp_path):
-    """Two arms of one run each, as train.py and evaluate.py leave them."""
-    for name, right in (("full", (True, False)), ("nested", (True, True))):
-        folder = tmp_path / name
-        folder.mkdir()
-        rows = [each | {"acceptance": 0.9, "tokens": 8} if each["phase"] == "reinforce" else each for each in RUN]
-        write(folder, rows)
-        records = [{"question": f"{i}?", "correct": correct} for i, correct in enumerate(right)]
-        (folder / "generated.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    return ["--out", str(tmp_path / "new" / "folder"), f"full={tmp_path}/full", f"nested={tmp_path}/nested"]
+def drawn(monkeypatch):
+    """The figures in place of files."""
+    pytest.importorskip("matplotlib", reason="needs matplotlib (requirements-dev.txt)")
+    figures = []
+    monkeypatch.setattr(pictures, "save", lambda figure, path: figures.append(figure))
+    return figures
 
 
-def test_a_comparison_has_a_row_for_each_arm_and_a_picture(two_runs, tmp_path, capsys):
-    """One of two problems right against two: 50 points, of two problems anything from 0 to 100."""
-    pytest.importorskip("matplotlib", reason="draws the picture")
-    assert comparison.main(two_runs) == 0
-    rows = capsys.readouterr().out.splitlines()[2:]
-    assert rows[0].startswith("| full | 50.0 % (50.0) | – |")
-    assert rows[1].startswith("| nested | 100.0 % (100.0) | +50.0 (+0.0 … +100.0) |")
-    assert (tmp_path / "new" / "folder" / "comparison.svg").is_file()
+def assert_whole(figure) -> None:
+    """Nothing of it, text included, goes beyond its edges."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    box, (width, height) = figure.get_tightbbox(canvas.get_renderer()), figure.get_size_inches()
+    assert min(box.x0, box.y0) >= 0 and box.x1 <= width and box.y1 <= height, box
 
 
-def test_a_comparison_without_matplotlib_is_a_table(two_runs, monkeypatch, capsys):
-    """And says what the picture needs, when there is nothing left to lose."""
-    monkeypatch.setattr(comparison.importlib.util, "find_spec", lambda name: None)
-    assert comparison.main(two_runs) == 0
-    printed = capsys.readouterr()
-    assert printed.out.count("\n") == 4 and "needs matplotlib" in printed.err
+FULL = [each | {"skipped_layers": [], "full_tokens_per_second": None, "full_mean_length": None} for each in RUN]
+LONG = (
+    "python train.py --model /"
+    + "a/long/path" * 20
+    + " --prompt-template 'costs $5, or $x^2 {question}"
+    + " word" * 300
+)
 
 
 @pytest.mark.parametrize(
-    "spoil, said",
+    "rows, title, panels",
     [
-        (
-            lambda folder: (folder / "generated.jsonl").unlink(),
-            "generated.jsonl: no such file; write it: evaluate.py",
-        ),
-        (lambda folder: (folder / "generated.jsonl").write_text("{}"), "generated.jsonl: not what evaluate.py writes"),
-        (lambda folder: (folder / "generated.jsonl").write_text(""), "not of the same problems"),
-        (lambda folder: (folder / "metrics.jsonl").unlink(), "metrics.jsonl"),
-        (lambda folder: (folder.parent / "new").write_text("a file"), "new"),
+        (RUN, "python train.py", 3),  # RUN has no losses and no gradient norms
+        (FULL, LONG, 3),
+        (RUN[:2], "one step", 2),
+        (RUN[1:3], "no accuracy", 3),
+        ([row(1), row(2)], "nothing was measured", 0),
+        ([row(n, **BATCH, loss=-0.01, grad_norm=1e4, tokens_per_second=1e6) for n in range(1, 1001)], "a thousand", 5),
     ],
 )
-def test_a_comparison_of_what_is_not_there_is_one_line_before_any_work(two_runs, tmp_path, capsys, spoil, said):
-    """A run that was not evaluated yet, a folder that is mistyped."""
-    spoil(tmp_path / "nested")
-    assert comparison.main(two_runs) in (1, 2)
-    printed = capsys.readouterr()
-    assert printed.out == "" and said in printed.err and printed.err.count("\n") == 1
+@pytest.mark.filterwarnings("error")
+def test_the_picture_of_any_run_is_whole(drawn, tmp_path, rows, title, panels):
+    """A title of any length, and figures that are not there."""
+    pictures.draw(rows, title, tmp_path / "curve.png")
+    assert_whole(drawn[0])
+    assert sum(axis.has_data() for axis in drawn[0].axes) == panels
+
+
+@pytest.mark.parametrize("arms", [1, 3, 30])
+@pytest.mark.filterwarnings("error")
+def test_the_picture_of_any_comparison_is_whole(drawn, tmp_path, arms):
+    """Many arms with long names; one that was not evaluated; seeds; a run of one step."""
+    runs = [[RUN, scaled(0.6)], [RUN[:2]], [RUN[1:3]]]
+    pictures.overlay({f"{n} {LONG[: 20 + 20 * n]}": runs[n % 3] for n in range(arms)}, tmp_path / "comparison.png")
+    assert_whole(drawn[0])
+
+
+def test_lines_differ_in_more_than_colour():
+    """For a grey print, and for who sees colours otherwise."""
+    looks = [(each["color"], each["linestyle"], each["marker"]) for each in map(pictures.style, range(28))]
+    assert len(set(looks)) == 28 and len({look[1:] for look in looks[:20]}) == 20
+
+
+def test_a_run_is_titled_by_its_command(tmp_path):
+    """Flags that are not the defaults, in a form that can be typed again; the folder of the picture is known."""
+    folder = make(tmp_path / "a", skip_ratio=0.0, prompt_template="a b{question}", gradient_checkpointing=True, lr=1e-4)
+    said = "--skip-ratio 0 --steps 4 --prompt-template 'a b{question}' --gradient-checkpointing"
+    assert report.command(folder) == f"python train.py {said}", "1e-4 is what the embedded model has without --lr"
+
+
+def test_what_a_cut_or_missing_file_of_metrics_means_is_said(tmp_path, capsys):
+    """A run that was stopped before its first line, or killed within one."""
+    assert report.main([str(tmp_path)]) == 2 and "its first evaluation or step" in capsys.readouterr().err
+    (tmp_path / "metrics.jsonl").write_text('{"phase": "reinf')
+    assert report.main([str(tmp_path)]) == 2 and "version, or cut off" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("program", ["report.py", "look.py"])
+def test_a_pipe_that_knows_few_letters_gets_question_marks(program):
+    """As on Windows, where ρ has no place in a pipe's code page."""
+    root, poor = Path(report.__file__).parent, os.environ | {"PYTHONIOENCODING": "ascii"}
+    shown = subprocess.run([sys.executable, program, "--help"], cwd=root, env=poor, capture_output=True, check=True)
+    assert b"usage" in shown.stdout and not shown.stderr

@@ -9,10 +9,12 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {  # docs/ and tests/ stand above all
     **dict.fromkeys(("model", "skip", "losses", "reward"), 0),
     **dict.fromkeys(("data", "support"), 1),
-    **dict.fromkeys(("rollout", "report"), 2),  # report reads files alone; train.py prints what it makes of them
+    **dict.fromkeys(
+        ("rollout", "pictures", "report", "lora"), 2
+    ),  # report and pictures read files alone; train.py prints what it makes of them
     **dict.fromkeys(("nested", "evaluate"), 3),
     "train": 4,
-    "bench": 5,
+    **dict.fromkeys(("bench", "look"), 5),
 }
 FILES = {  # by the name that they are imported under
     str(path.relative_to(ROOT).with_suffix("")).replace("/", ".").removesuffix(".__init__"): path
