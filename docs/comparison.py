@@ -1,119 +1,196 @@
-"""What reinforced runs came to, side by side: a table with paired bootstrap intervals, and curves.
+"""What the runs of a study came to: accuracy at equal steps and at equal seconds, against the first arm.
 
-    python -m docs.comparison --out FOLDER "full=runs/full-0,runs/full-1" "nested 0.2, IS=runs/is-0,runs/is-1"
+    python -m docs.comparison docs/runs/svamp --first full --out docs/svamp.svg
 
-Each arm is a name and its runs, one a seed, all from one checkpoint; the others are compared with the first arm. The
-folder of a run holds train.py's metrics.jsonl, and in generated.jsonl what evaluate.py --samples 8 wrote of its
-checkpoint.
+The folder holds, as docs/study.py leaves them, ARM-SEED/ with metrics.jsonl, config.json and correct.json. An interval
+is of the difference of an arm's accuracy to the first arm's, 95 %, by a bootstrap over the problems *and* over the
+seeds: both are drawn anew, with both arms alike. Of two or three seeds it is too narrow rather than too wide.
 
-The interval is of the difference of an arm's accuracy to the first arm's: the mean over its seeds for each problem,
-resampled over the problems, both arms alike. It does not know how other seeds would have come out.
+The picture has the shape of the paper's: accuracy of the full model by skip ratio, a line a gradient, and beside it the
+speed of sampling.
 """
 
 import argparse
-import importlib.util
 import json
+import re
 import statistics
 import sys
+from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from pictures import style
 from report import reinforced
 from support.log import complain, read
+from support.settings import Settings, read_settings
 
 
-def by_problem(folder: Path) -> dict[str, float]:
-    """The share of each problem's samples that is correct. ValueError or FileNotFoundError that names the file."""
-    path, samples = folder / "generated.jsonl", {}
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file; write it: evaluate.py --model {folder}/checkpoint --dataset NAME --samples 8 "
-            f"--out {path}"
-        )
+@dataclass
+class Seed:
+    """One run: its settings, its steps, and by number of steps the accuracy of each problem."""
+
+    settings: Settings
+    steps: list[dict]
+    accuracy: dict[int, np.ndarray]
+
+
+def seconds(steps: list[dict]) -> float:
+    """Of a step: the median of sampling, scoring and updating."""
+    parts = ("seconds_sample", "seconds_score", "seconds_update")
+    return statistics.median(sum(row[part] for part in parts) for row in steps)
+
+
+def read_run(folder: Path) -> Seed:
+    """ValueError or OSError that names the file at fault."""
+    path = folder / "correct.json"
     try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
-            samples.setdefault(record["question"], []).append(bool(record["correct"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not what evaluate.py writes ({error!r})") from None
-    return {question: statistics.mean(correct) for question, correct in samples.items()}
+        texts = json.loads(path.read_text(encoding="utf-8"))
+        accuracy = {int(n): np.array([each.count("1") / len(each) for each in some]) for n, some in texts.items()}
+        if not accuracy or len({len(each) for each in accuracy.values()}) != 1:
+            raise ValueError("expected the same problems after each number of steps")
+    except (ValueError, AttributeError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"{path}: not what docs/study.py writes ({error})") from None
+    return Seed(read_settings(folder), reinforced(read(folder)), accuracy)
 
 
-def interval(difference: np.ndarray, resamples: int = 10_000) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean of paired differences, one a problem."""
-    generator = np.random.default_rng(0)
-    means = difference[generator.integers(len(difference), size=(resamples, len(difference)))].mean(axis=1)
+def read_study(folder: Path) -> dict[str, dict[int, Seed]]:
+    """The runs by arm and seed. ValueError where they are not of the same problems, or there are none."""
+    arms: dict[str, dict[int, Seed]] = defaultdict(dict)
+    for run in sorted(folder.glob("*/correct.json")):
+        if match := re.fullmatch(r"(.+)-(\d+)", run.parent.name):
+            arms[match[1]][int(match[2])] = read_run(run.parent)
+    if not arms:
+        raise FileNotFoundError(f"{folder}: no run of a study in it (ARM-SEED/correct.json)")
+    if len({len(each) for arm in arms.values() for seed in arm.values() for each in seed.accuracy.values()}) > 1:
+        raise ValueError(f"{folder}: the runs were evaluated on different problems")
+    return dict(arms)
+
+
+def interval(differences: np.ndarray, resamples: int = 10_000) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean of paired differences (seeds, problems), both drawn anew."""
+    generator, (seeds, problems) = np.random.default_rng(0), differences.shape
+    means = []
+    for _ in range(resamples):
+        some = differences[generator.integers(seeds, size=seeds)].mean(axis=0)
+        means.append(some[generator.integers(problems, size=problems)].mean())
     return tuple(np.quantile(means, (0.025, 0.975)))
 
 
-def draw(arms: dict[str, list[list[dict]]], path: Path) -> None:
-    """Sampled accuracy against steps, seconds of sampling and learning, and tokens sampled; means of an arm."""
+def points(differences: np.ndarray) -> str:
+    """The mean of paired differences (seeds, problems) in points, with its interval."""
+    low, high = interval(differences)
+    return f"{100 * differences.mean():+.1f} ({100 * low:+.1f} … {100 * high:+.1f})"
+
+
+def against(arm: dict[int, Seed], first: dict[int, Seed], at) -> str:
+    """An arm after as many steps as `at` says of each run, against the first, over the seeds that both have."""
+    both = sorted(arm.keys() & first.keys())
+    if not both:
+        return "–"
+    return points(np.stack([arm[s].accuracy[at(arm[s])] - first[s].accuracy[shortest(first[s])] for s in both]))
+
+
+def shortest(seed: Seed) -> int:
+    return min(seed.accuracy)
+
+
+def longest(seed: Seed) -> int:
+    return max(seed.accuracy)
+
+
+def table(arms: dict[str, dict[int, Seed]], first: str) -> str:
+    """A line an arm: what a step takes, what it learned in as many steps and in as many seconds, how far off it was."""
+    columns = (
+        "s a step",
+        "accuracy",
+        f"against {first}",
+        "in equal seconds",
+        f"against {first}",
+        "reward",
+        "sequence acceptance",
+        "ESS",
+        "signal",
+    )
+    lines = [f"| arm | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for name, arm in arms.items():
+        same = name == first
+
+        def accuracy(at, arm=arm) -> str:
+            each = [100 * seed.accuracy[at(seed)].mean() for seed in arm.values()]
+            return f"{statistics.fmean(each):.1f} % ({', '.join(f'{x:.1f}' for x in each)})"
+
+        more = statistics.fmean(longest(seed) / shortest(seed) for seed in arm.values())
+        cells = [f"{statistics.fmean(seconds(seed.steps) for seed in arm.values()):.1f}", accuracy(shortest)]
+        cells += ["" if same else against(arm, arms[first], shortest)]
+        cells += ["" if more == 1 else f"{accuracy(longest)}, {more:.2f} × the steps"]
+        cells += ["" if same or more == 1 else against(arm, arms[first], longest)]
+        steps = [row for seed in arm.values() for row in seed.steps[: shortest(seed)]]
+        cells += [
+            f"{statistics.fmean(row[key] for row in steps):.3f}" for key in ("reward", "sequence_acceptance", "ess")
+        ]
+        cells += [f"{statistics.fmean(1 - row['silent_groups'] for row in steps):.0%}"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(arms: dict[str, dict[int, Seed]], first: str, path: Path) -> None:
+    """Accuracy by skip ratio and gradient at equal steps, its bars the interval of the difference to the first arm; and
+    tokens/s while sampling, of the first arm's."""
     import matplotlib.pyplot as plt
 
     plt.rcParams["svg.hashsalt"] = "comparison"  # the same figure is the same file
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4), sharey=True)
-    for name, runs in arms.items():
-        spent = {"steps": lambda row: 1, "seconds": cost, "sampled tokens": lambda row: row["tokens"] or 0}
-        for axis, (label, of) in zip(axes, spent.items(), strict=True):
-            points = []
-            for rows in runs:
-                total = np.cumsum([of(row) if row["phase"] == "reinforce" else 0 for row in rows])
-                key = max(("test_accuracy_sampled", "valid_accuracy_sampled"), key=lambda k: rows[0][k] is not None)
-                points.append([(total[i], 100 * row[key]) for i, row in enumerate(rows) if row[key] is not None])
-            x, y = np.mean(points, axis=0).T
-            axis.plot(x, y, marker="o", label=name)
-            axis.set_xlabel(label)
-    axes[0].set_ylabel("accuracy of the full model, sampled, %")
-    axes[0].legend(fontsize=7)
-    figure.tight_layout()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    base = arms[first]
+    level = statistics.fmean(100 * seed.accuracy[shortest(seed)].mean() for seed in base.values())
+    left.axhline(level, color="0.4", linestyle=":", label=f"{first}, nothing skipped")
+    speed = {s: statistics.median(row["tokens_per_second"] for row in seed.steps) for s, seed in base.items()}
+    lines, speeds = defaultdict(list), defaultdict(list)
+    for name, arm in arms.items():
+        some = next(iter(arm.values())).settings
+        both = sorted(arm.keys() & base.keys())
+        if name == first or not both or not some.skip_ratio:
+            continue
+        d = np.stack([arm[s].accuracy[shortest(arm[s])] - base[s].accuracy[shortest(base[s])] for s in both])
+        low, high = interval(d)
+        lines[some.gradient].append(
+            (some.skip_ratio, level + 100 * d.mean(), 100 * (d.mean() - low), 100 * (high - d.mean()))
+        )
+        speeds[some.skip_ratio] += [
+            statistics.median(row["tokens_per_second"] for row in arm[s].steps) / speed[s] for s in both
+        ]
+    for n, (gradient, points) in enumerate(lines.items()):
+        x, y, low, high = np.array(sorted(points)).T
+        left.errorbar(x + 0.004 * (n - 1), y, (low, high), label=gradient, **style(n))
+    left.set(xlabel="skip ratio", ylabel="accuracy of the full model, sampled, %")
+    left.legend(fontsize=8)
+    ratios = sorted(speeds)
+    right.bar([0, *ratios], [1.0, *(statistics.fmean(speeds[r]) for r in ratios)], width=0.05, color="0.6")
+    right.set(xlabel="skip ratio", ylabel="tokens/s while sampling, of nothing skipped")
     figure.savefig(path, metadata={"Date": None})
-
-
-def cost(row: dict) -> float:
-    return sum(row[f"seconds_{part}"] or 0.0 for part in ("sample", "score", "update"))
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", required=True, help="folder for comparison.svg")
-    parser.add_argument("arms", nargs="+", metavar="NAME=RUN,RUN")
+    parser.add_argument("folder", type=Path, help="of a study's runs")
+    parser.add_argument("--first", default="full", help="the arm that the others are held against (default: full)")
+    parser.add_argument("--arms", nargs="+", help="which, in which order (default: all)")
+    parser.add_argument("--out", type=Path, help="the picture to draw, such as study.svg (default: none)")
     a = parser.parse_args(arguments)
-    folders = {name: [Path(f) for f in runs.split(",")] for name, _, runs in (arm.partition("=") for arm in a.arms)}
     try:
-        arms = {name: [read(folder) for folder in runs] for name, runs in folders.items()}
-        shares = {name: [by_problem(folder) for folder in runs] for name, runs in folders.items()}
-        asked = {frozenset(seed) for seeds in shares.values() for seed in seeds}
-        if len(asked) > 1 or asked == {frozenset()}:
-            raise ValueError("the runs' generated.jsonl are not of the same problems; evaluate all on one split")
-        Path(a.out).mkdir(parents=True, exist_ok=True)
+        arms = read_study(a.folder)
+        names = [a.first, *(name for name in a.arms or arms if name != a.first)]
+        if missing := [name for name in names if name not in arms]:
+            raise ValueError(f"{a.folder} has no arm {missing[0]!r}; it has {', '.join(arms)}")
+        arms = {name: arms[name] for name in names}
+        print(table(arms, a.first))
+        if a.out:
+            draw(arms, a.first, a.out)
+    except ImportError:
+        print(f"({a.out.name} needs matplotlib, which is not here)")
     except (ValueError, OSError) as error:
         return complain(error)
-    print("| arm | accuracy, 8 samples | against the first | seconds | tokens | reward | acceptance | ESS | signal |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    reference = None
-    for name, runs in arms.items():
-        seeds = shares[name]
-        questions = sorted(seeds[0])
-        accuracy = np.array([statistics.mean(seed[question] for seed in seeds) for question in questions])
-        reference = accuracy if reference is None else reference
-        difference = accuracy - reference
-        low, high = interval(difference)
-        each = " / ".join(f"{100 * statistics.mean(seed.values()):.1f}" for seed in seeds)
-        against = f"{100 * difference.mean():+.1f} ({100 * low:+.1f} … {100 * high:+.1f})" if difference.any() else "–"
-        steps = [row for rows in runs for row in reinforced(rows)]
-        seconds, tokens = (sum(map(of, steps)) / len(runs) for of in (cost, lambda row: row["tokens"]))
-        means = [statistics.mean(row[key] for row in steps) for key in ("reward", "acceptance", "ess")]
-        signal = statistics.mean(1 - row["silent_groups"] for row in steps)
-        print(
-            f"| {name} | {100 * accuracy.mean():.1f} % ({each}) | {against} | {seconds:,.0f} | {tokens:,.0f} | "
-            + " | ".join(f"{mean:.3f}" for mean in means)
-            + f" | {signal:.0%} |"
-        )
-    if importlib.util.find_spec("matplotlib") is None:
-        print("comparison.svg needs matplotlib, which is not here", file=sys.stderr)
-        return 0
-    draw(arms, Path(a.out) / "comparison.svg")
     return 0
 
 

@@ -1,24 +1,22 @@
-"""Which nested models are worth sampling from, and which figure tells: ways to choose layers, and to read past them.
+"""How far one may skip: what nested models still get right, how far they are from the full one, and which figure tells.
 
-    python -m docs.skipping --model M --dataset svamp --data-dir DATA --out FOLDER    # M: a checkpoint after a warm-up
-    python -m docs.skipping --dtype float32 --out FOLDER                              # the embedded model, on arith
-    python -m docs.skipping --read FOLDER FOLDER --out FOLDER    # skipping.svg and rank correlations, of what is there
+    python -m docs.skipping --model M --dataset svamp --data-dir DATA --out NAME.jsonl    # M: a checkpoint; adds rows
+    python -m docs.skipping --read docs/runs/skipping/*.jsonl --out docs/skipping.svg     # tables, and the figure
 
-At each skip ratio some masks, each on its share of the problems, so that a mean over masks is one over all of them. A
-line a row goes to FOLDER/skipping.jsonl:
+The layers are measured once, with a linear bypass. Every bypass has the same masks, each on its share of the problems,
+so that a mean over masks is one over all of them. The full model reads the prompts. A line a row:
 
-    reward       share of the nested model's completions that is correct; of_full: divided by the full model's
+    reward       share of the completions that is correct; of_full: divided by the full model's
+    rewards      the same of each problem
     acceptance, acceptance_p5, sequence_acceptance, ess    as train.py reports them (losses.diagnostics)
     aim          of the default gradient of BATCH problems with 8 such completions each, a mask a batch, against
                  batches of the full model; docs/estimators.py says what it is. None if not asked for (--aim)
-    speed        tokens/s over those with nothing skipped, 64 rows of 32 tokens, no completion ends early
 """
 
 import argparse
-import functools
 import json
-import statistics
 import sys
+import tempfile
 from math import comb
 from pathlib import Path
 
@@ -26,151 +24,162 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+import nested
 import train
-from bench import seconds
-from docs.comparison import interval
+from docs.comparison import points
 from docs.estimators import gradients
 from evaluate import score
 from losses import diagnostics, log_ratio
+from pictures import style
 from rollout import Rollout, completion_logprobs, generate
-from skip import sample_mask, valid_layers
+from skip import sample_mask
 
 SIGNS = ("acceptance", "acceptance_p5", "sequence_acceptance", "ess")
-WAYS = {  # bypass, who reads the prompts, and the valid layers of L for k skipped ones, None: as measured
-    "random": ("identity", "nested", lambda L, k: list(range(L))),
-    "border": ("identity", "nested", lambda L, k: valid_layers(L, 1)),
-    "measured": ("identity", "nested", None),
-    "measured, mean": ("mean", "nested", None),
-    "measured, linear": ("linear", "nested", None),
-    "measured, linear, full": ("linear", "full", None),
-}
-DEFAULT = {"is": ({"kind": "is"}, "grpo", "tokens")}
+BYPASSES = ("linear", "mean", "identity")
+DEFAULT = {"is-sequence": ({"kind": "is-sequence"}, "grpo", "tokens")}
 TRUTH = {"on-policy": ({"kind": "on-policy"}, "rloo", "completions")}
 BATCH = 16
 
 
-def prepared(bypass: str, prefill: str, a: argparse.Namespace) -> train.Run:
-    """A run of train.py on the checkpoint with its nested models measured, none of it trained."""
-    given = {"model": a.model, "dataset": a.dataset, "data_dir": a.data_dir, "dtype": a.dtype}
-    run = train.set_up(given | {"bypass": bypass, "prefill": prefill, "out": str(a.out / f"{bypass}-{prefill}")})
-    run.skip_mask(step=1)
-    return run
+class Models:
+    """A checkpoint with its nested models measured, and what it samples. Nothing is trained."""
 
+    def __init__(self, a: argparse.Namespace):
+        given = {key: getattr(a, key) for key in ("model", "dataset", "data_dir", "dtype", "max_new_tokens")}
+        with tempfile.TemporaryDirectory() as folder:
+            self.run = train.set_up(given | {"out": f"{folder}/run"})
+            self.run.skip_mask(step=1)
+        self.model, self.tokenizer, self.linear = self.run.model, self.run.tokenizer, self.run.model.bypass
+        self.n_layers, self.own = self.model.config.num_hidden_layers, None
+        self.max_new_tokens = a.max_new_tokens
 
-def sampled(run: train.Run, problems: list, n_samples: int, seed, **how) -> tuple[Rollout, list[list[float]]]:
-    """Completions of each problem, and their rewards."""
-    prompts = [run.tokenizer.encode_prompt(problem.question) for problem in problems]
-    n = run.settings.max_new_tokens
-    rollout = generate(run.model, prompts, n_samples, n, run.tokenizer.eos_ids, seed=seed, **how)
-    return rollout, [[record["reward"] for record in group] for group in score(run.tokenizer, problems, rollout)]
+    def give_bypass(self, kind: str) -> None:
+        """All kinds are fitted on the same completions."""
+        if kind == "linear":
+            self.model.bypass = self.linear
+            return
+        n = min(nested.PROBE + nested.FIT, len(self.run.train))
+        problems = train.draw_problems(self.run.train, n, step=1, seed=0)[-nested.FIT :]
+        prompts, length = (
+            [self.tokenizer.encode_prompt(p.question) for p in problems],
+            min(self.max_new_tokens, nested.LOOK),
+        )
+        self.own = self.own or nested.own_completions(self.model, prompts, length, self.tokenizer.eos_ids, 1.0)
+        self.model.bypass = nested.bypass_of(self.model, kind, prompts, self.own, full_prompt=True)
 
+    def sample(
+        self, problems: list, n_samples: int, seeds: list[int], skip=None, rows: int = 64
+    ) -> tuple[list[Rollout], list[list[float]]]:
+        """Completions of each problem, so many at a time, and their rewards."""
+        rollouts, rewards, size = [], [], max(1, rows // n_samples)
+        for start in range(0, len(problems), size):
+            some = problems[start : start + size]
+            prompts = [self.tokenizer.encode_prompt(problem.question) for problem in some]
+            rollouts.append(generate(
+                self.model, prompts, n_samples, self.max_new_tokens, self.tokenizer.eos_ids,
+                skip=skip, seed=seeds[start : start + size], full_prompt=True,
+            ))  # fmt: skip
+            records = score(self.tokenizer, some, rollouts[-1])
+            rewards += [[record["reward"] for record in group] for group in records]
+        return rollouts, rewards
 
-@torch.no_grad()
-def log_ratios(run: train.Run, rollout: Rollout, rows: int = 16) -> list[torch.Tensor]:
-    """log ρ of each completion's tokens."""
-    full = torch.zeros_like(rollout.logprobs)
-    for part in torch.arange(len(full)).split(rows):
-        prompts = [rollout.prompts[row] for row in part.tolist()]
-        full[part], _ = completion_logprobs(run.model, prompts, rollout.tokens[part], rollout.mask[part])
-    ratios = log_ratio(full, rollout.logprobs, rollout.mask)
-    return [row[kept] for row, kept in zip(ratios, rollout.mask, strict=True)]
+    @torch.no_grad()
+    def log_ratios(self, rollouts: list[Rollout], rows: int = 16) -> list[torch.Tensor]:
+        """log ρ of each completion's tokens."""
+        found = []
+        for rollout in rollouts:
+            full = torch.zeros_like(rollout.logprobs)
+            for part in torch.arange(len(full)).split(rows):
+                prompts = [rollout.prompts[row] for row in part.tolist()]
+                full[part], _ = completion_logprobs(self.model, prompts, rollout.tokens[part], rollout.mask[part])
+            ratios = log_ratio(full, rollout.logprobs, rollout.mask)
+            found += [row[kept] for row, kept in zip(ratios, rollout.mask, strict=True)]
+        return found
 
-
-def speed(run: train.Run, prompts: list, skips: list, full_prompt: bool) -> float:
-    """Tokens/s under masks over tokens/s under none, in turn."""
-
-    def sample(skip):
-        return seconds(lambda: generate(run.model, prompts, 8, 32, [], skip=skip, full_prompt=full_prompt))
-
-    sample(None)
-    return statistics.median(sample(None) / sample(skip) for skip in skips)
+    def figures(self, rollouts: list[Rollout], rewards: list[list[float]]) -> dict:
+        log_rho = self.log_ratios(rollouts)
+        lengths = torch.tensor([len(row) for row in log_rho])
+        found = diagnostics(pad_sequence(log_rho, batch_first=True), torch.arange(lengths.max()) < lengths[:, None])
+        means = [round(float(np.mean(each)), 4) for each in rewards]
+        ended = torch.cat([rollout.ended for rollout in rollouts]).float().mean().item()
+        figures = {"reward": float(np.mean(means)), "length": lengths.float().mean().item(), "ended": ended}
+        return figures | {key: found[key] for key in SIGNS} | {"rewards": means}
 
 
 class Aim:
-    """The aim of a nested model's batches, against 4n of the full model; the model and its problems stay the same."""
+    """The aim of a nested model's batches, against 4n of the full model's; the problems stay the same."""
 
-    def __init__(self, run: train.Run, n: int):
-        self.problems = run.train[:BATCH]
+    def __init__(self, models: Models, n: int):
+        self.models, self.problems = models, models.run.train[:BATCH]
         first, second = (
-            sum(self.gradient(run, seed, TRUTH) for seed in range(start, start + 2 * n)) / (2 * n)
+            sum(self.gradient(seed, TRUTH) for seed in range(start, start + 2 * n)) / (2 * n)
             for start in (10**6, 2 * 10**6)
         )
         self.truth, self.length = (first + second) / 2, (first @ second).sqrt().item()
 
-    def gradient(self, run: train.Run, seed: int, estimator: dict, **how) -> torch.Tensor:
-        rollout, rewards = sampled(run, self.problems, 8, BATCH * seed, **how)
-        return gradients(run.model, rollout, torch.tensor(rewards), estimator)[0][0]
+    def gradient(self, seed: int, estimator: dict, skip=None) -> torch.Tensor:
+        seeds = [BATCH * seed + i for i in range(BATCH)]
+        [rollout], rewards = self.models.sample(self.problems, 8, seeds, skip, rows=8 * BATCH)
+        return gradients(self.models.model, rollout, torch.tensor(rewards), estimator)[0][0]
 
-    def __call__(self, run: train.Run, skips: list, **how) -> float:
+    def __call__(self, skips: list) -> float:
         across, square = 0.0, 0.0
         for i, skip in enumerate(skips):
-            g = self.gradient(run, i, DEFAULT, skip=skip, **how)
+            g = self.gradient(i, DEFAULT, skip)
             across, square = across + (g @ self.truth).item(), square + (g @ g).item()
         return across / len(skips) / (self.length * (square / len(skips)) ** 0.5)
 
 
 def measured(a: argparse.Namespace) -> None:
-    """Writes the rows that are asked for."""
-    runs, rows, aim = functools.cache(lambda bypass, prefill: prepared(bypass, prefill, a)), [], None
+    """Writes the rows that are asked for and not there yet."""
+    rows = read(a.out) if a.out.exists() else []
+    models = Models(a)
+    problems, L = models.run.tests["test"][: a.problems], models.n_layers
+    aim = Aim(models, a.aim) if a.aim else None
 
-    def write(**row) -> None:
+    def write(rollouts: list[Rollout], rewards: list[list[float]], **row) -> None:
+        found = models.figures(rollouts, rewards)
+        full = next((each["reward"] for each in rows if each["bypass"] == "full"), found["reward"])
+        row |= {"layers": L, "samples": a.samples, "of_full": found["reward"] / full if full else None} | found
         rows.append(row)
         print({key: value for key, value in row.items() if key != "rewards"}, flush=True)
-        with (a.out / "skipping.jsonl").open("a", encoding="utf-8") as file:
+        with a.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
-    for name in a.ways:
-        bypass, prefill, given = WAYS[name]
-        run = runs(bypass, prefill)
-        problems, L = run.tests["test"][: a.problems], run.model.config.num_hidden_layers
-        prompts = [run.tokenizer.encode_prompt(problem.question) for problem in problems[:8]]
-        if not rows:
-            rollout, rewards = sampled(run, problems, a.samples, seed=0)
-            length = rollout.mask.sum().item() / len(rollout.prompts)
-            write(way="full", ratio=0, reward=np.mean(rewards), of_full=1.0, rewards=rewards, length=length)
-            aim = Aim(run, a.aim) if a.aim else None
-        for ratio in a.ratios:
+    done = {(row["bypass"], row["ratio"]) for row in rows}
+    if ("full", 0) not in done:
+        write(*models.sample(problems, a.samples, list(range(len(problems)))), bypass="full", ratio=0, skipped=0)
+    for bypass in a.bypasses:
+        todo = [ratio for ratio in a.ratios if (bypass, ratio) not in done]
+        if todo:
+            models.give_bypass(bypass)
+        for ratio in todo:
             k, generator = round(ratio * L), torch.Generator().manual_seed(0)
-            valid = given(L, k) if given else run.nested.layers.valid_layers(k)
-            skips = [sample_mask(L, ratio, valid, generator) for _ in range(a.masks)]
-            how = {"full_prompt": prefill == "full", "temperature": a.temperature}
-            rewards, log_rho = [None] * len(problems), []
+            valid = models.run.nested.layers.valid_layers(k)
+            skips = [sample_mask(L, k / L, valid, generator) for _ in range(a.masks)]
+            rollouts, rewards = [], [None] * len(problems)
             for i, skip in enumerate(skips):
-                some = range(i, len(problems), a.masks)
-                rollout, rewards[i :: a.masks] = sampled(
-                    run, [problems[p] for p in some], a.samples, list(some), skip=skip, **how
-                )
-                log_rho += log_ratios(run, rollout)
-            lengths = torch.tensor([len(row) for row in log_rho])
-            mask = torch.arange(lengths.max()) < lengths[:, None]
-            figures = diagnostics(pad_sequence(log_rho, batch_first=True), mask)
-            write(
-                **{"way": name, "ratio": ratio, "masks": comb(len(valid), k), "temperature": a.temperature},
-                **{"reward": np.mean(rewards), "of_full": np.mean(rewards) / rows[0]["reward"], "rewards": rewards},
-                **{key: figures[key] for key in SIGNS} | {"length": lengths.float().mean().item()},
-                aim=aim and aim(run, skips[: a.aim], **how),
-                speed=speed(run, prompts, skips[:3], prefill == "full") if a.speed else None,
-            )
+                some = list(range(i, len(problems), a.masks))
+                new, rewards[i :: a.masks] = models.sample([problems[p] for p in some], a.samples, some, skip)
+                rollouts += new
+            known = {"aim": aim and aim(skips[: a.aim]), "masks": comb(len(valid), k)}
+            write(rollouts, rewards, bypass=bypass, ratio=ratio, skipped=k, **known)
 
 
-def read(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "skipping.jsonl").read_text(encoding="utf-8").splitlines()]
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def table(rows: list[dict]) -> str:
-    """A row a line; where the full model read the prompts, the gain in reward, with a paired 95 % interval."""
-    columns = ("length", "reward", "of_full", "aim", *SIGNS, "speed")
-    lines = [f"| layers, bypass, prompt | ratio | {' | '.join(columns)} | gain |", "|---" * (len(columns) + 3) + "|"]
-    twins = {(row["way"], row["ratio"], row.get("temperature")): row for row in rows}
+    """A row a line, its loss of reward in points with a 95 % interval over problems."""
+    columns = ("length", "reward", "of_full", "aim", *SIGNS)
+    lines = [f"| bypass | skipped | {' | '.join(columns)} | against full |", "|---" * (len(columns) + 3) + "|"]
+    full = next(row for row in rows if row["bypass"] == "full")
     for row in rows:
         cells = [f"{row[key]:.3g}" if row.get(key) is not None else "–" for key in columns]
-        twin = twins.get((row["way"].removesuffix(", full"), row["ratio"], row.get("temperature")))
-        gain = "–"
-        if twin not in (None, row):
-            difference = np.mean(row["rewards"], axis=1) - np.mean(twin["rewards"], axis=1)
-            low, high = interval(difference)
-            gain = f"{100 * difference.mean():+.1f} ({100 * low:+.1f} … {100 * high:+.1f})"
-        lines.append(f"| {row['way']} | {row['ratio']} | {' | '.join(cells)} | {gain} |")
+        difference = np.array(row["rewards"]) - np.array(full["rewards"])
+        lost = points(difference[None]) if row is not full else ""
+        lines.append(f"| {row['bypass']} | {row['skipped']} of {row['layers']} | {' | '.join(cells)} | {lost} |")
     return "\n".join(lines)
 
 
@@ -192,47 +201,55 @@ def correlations(rows: list[dict]) -> str:
 
 
 def draw(worlds: dict[str, list[dict]], path: Path) -> None:
-    """Share of the full model's reward, and aim, against each sign."""
+    """Share of the reward that is kept, and sequence acceptance, by the share of the layers that is skipped: a column a
+    bypass, a line a model and data set, with the length of its completions."""
     import matplotlib.pyplot as plt
 
     plt.rcParams["svg.hashsalt"] = "skipping"  # the same figure is the same file
-    figure, axes = plt.subplots(2, len(SIGNS), figsize=(13, 6), sharey="row", layout="constrained")
-    for line, (key, label) in zip(axes, (("of_full", "reward, of the full model's"), ("aim", "aim")), strict=True):
-        for axis, sign in zip(line, SIGNS, strict=True):
-            for name, rows in worlds.items():
-                known = with_figure(rows, key)
-                axis.plot([row[sign] for row in known], [row[key] for row in known], "o", label=name)
-            axis.set(xlabel=sign.replace("_", " "), xlim=(0, 1), ylim=(0, 1))
-        line[0].set_ylabel(label)
+    figure, axes = plt.subplots(2, len(BYPASSES), figsize=(12, 6.5), sharex=True, sharey="row", layout="constrained")
+    for line, key in zip(axes, ("of_full", "sequence_acceptance"), strict=True):
+        for axis, bypass in zip(line, BYPASSES, strict=True):
+            for n, (name, rows) in enumerate(worlds.items()):
+                full = next(row for row in rows if row["bypass"] == "full")
+                known = [row for row in with_figure(rows, key) if row["bypass"] == bypass]
+                points = sorted((row["skipped"] / row["layers"], row[key]) for row in [full, *known])
+                if known:
+                    label = f"{name}: {full['length']:.0f} tokens, {full['reward']:.0%} right"
+                    axis.errorbar(*zip(*points, strict=True), label=label, **style(n))
+    for axis, bypass in zip(axes[0], BYPASSES, strict=True):
+        axis.set_title(f"bypass: {bypass}")
+    for axis in axes[1]:
+        axis.set_xlabel("share of the layers skipped")
+    axes[0, 0].set_ylabel("reward, of the full model's")
+    axes[1, 0].set_ylabel("sequence acceptance")
     axes[0, 0].legend(fontsize=8)
     figure.savefig(path, metadata={"Date": None})
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--read", nargs="*", type=Path, default=[], help="folders with rows; then none is computed")
-    parser.add_argument("--model", default="", help="a checkpoint; none: the embedded model")
+    parser.add_argument("--out", required=True, type=Path, help="file of rows, or with --read of the figure")
+    parser.add_argument("--read", nargs="*", type=Path, default=[], help="files of rows; then none is computed")
+    parser.add_argument("--model", default="", help="a checkpoint (default: the embedded model)")
     parser.add_argument("--dataset", default="arith")
     parser.add_argument("--data-dir", default="")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--problems", type=int, default=300, help="of the test split")
-    parser.add_argument("--samples", type=int, default=4, help="completions of a problem")
-    parser.add_argument("--ratios", nargs="*", type=float, default=[0.1, 0.2, 0.3])
-    parser.add_argument("--masks", type=int, default=10, help="masks a row")
-    parser.add_argument("--temperature", type=float, default=1.0, help="of the nested model alone (default: 1)")
+    parser.add_argument("--problems", type=int, default=300, help="of the test split (default: 300)")
+    parser.add_argument("--samples", type=int, default=4, help="completions of a problem (default: 4)")
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--ratios", nargs="*", type=float, default=[0.05, 0.1, 0.2, 0.3])
+    parser.add_argument("--bypasses", nargs="*", default=BYPASSES, choices=BYPASSES)
+    parser.add_argument("--masks", type=int, default=10, help="masks a row (default: 10)")
     parser.add_argument("--aim", type=int, default=0, help="batches a row whose aim is measured (default: none)")
-    parser.add_argument("--speed", action="store_true", help="measure the speed too")
-    parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=WAYS, help="rows to compute (default: all)")
     a = parser.parse_args()
-    a.out.mkdir(parents=True, exist_ok=True)
     if not a.read:
         measured(a)
-    worlds = {folder.name: read(folder) for folder in a.read or [a.out]}
+    worlds = {path.stem.replace("_", " "): read(path) for path in a.read or [a.out]}
     for name, rows in worlds.items():
         print(f"\n{name}\n\n{table(rows)}\n\n{correlations(rows)}")
     print(f"\nall\n\n{correlations([row for rows in worlds.values() for row in rows])}")
-    draw(worlds, a.out / "skipping.svg")
+    if a.read:
+        draw(worlds, a.out)
     return 0
 
 

@@ -1,6 +1,8 @@
 """The scripts that compare estimators and nested models: what they can know beforehand, they must find."""
 
+import json
 import re
+import sys
 
 import pytest
 import torch
@@ -71,6 +73,40 @@ def test_rank_correlations_by_hand():
     said = skipping.correlations([{"ratio": 0, "of_full": 1.0}, *rows])
     assert "of_full, 4 rows: acceptance 1.00, acceptance_p5 -1.00, sequence_acceptance 0.80, ess 0.95" in said
     assert "aim, 0 rows" in said
+
+
+def row(bypass: str, skipped: int, reward: float) -> dict:
+    signs = dict.fromkeys(skipping.SIGNS, reward)
+    shape = {"bypass": bypass, "skipped": skipped, "layers": 10, "ratio": skipped / 10, "length": 9.0}
+    return shape | signs | {"reward": reward, "of_full": reward / 0.5, "aim": None, "rewards": [reward, reward]}
+
+
+def test_how_far_one_may_skip_is_a_table_and_a_picture(tmp_path, monkeypatch, capsys):
+    """Each nested model against the full one, on the same problems."""
+    pytest.importorskip("matplotlib", reason="draws the picture")
+    rows = [row("full", 0, 0.5), row("linear", 1, 0.25), row("mean", 2, 0.0)]
+    for name in ("small", "large"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    files = [str(tmp_path / f"{name}.jsonl") for name in ("small", "large")]
+    monkeypatch.setattr(sys, "argv", ["skipping", "--read", *files, "--out", str(tmp_path / "skipping.svg")])
+    assert skipping.main() == 0
+    said = capsys.readouterr().out
+    assert said.count("| linear | 1 of 10 | 9 | 0.25 | 0.5 | – |") == 2 and "| -25.0 (-25.0 … -25.0) |" in said
+    assert "of_full, 4 rows" in said and "NaN" not in (tmp_path / "skipping.svg").read_text()
+
+
+@pytest.mark.slow
+def test_nested_models_are_measured_and_what_is_there_is_kept(tmp_path, monkeypatch):
+    """The embedded model, few problems. A second call adds the row that is missing, and only that."""
+    flags = f"--out {tmp_path / 'rows.jsonl'} --dtype float32 --problems 6 --samples 2 --masks 2 --max-new-tokens 16"
+    for bypasses, ratios in (("linear", "0.1"), ("linear mean", "0.1")):
+        argv = ["skipping", *flags.split(), "--bypasses", *bypasses.split(), "--ratios", ratios]
+        monkeypatch.setattr(sys, "argv", argv)
+        assert skipping.main() == 0
+    rows = skipping.read(tmp_path / "rows.jsonl")
+    assert [(each["bypass"], each["skipped"]) for each in rows] == [("full", 0), ("linear", 1), ("mean", 1)]
+    assert all(len(each["rewards"]) == 6 and each["layers"] == 12 for each in rows)
+    assert rows[0]["sequence_acceptance"] > 0.999 > rows[1]["sequence_acceptance"]
 
 
 def test_the_arms_of_the_demo_differ_in_sampling_and_correction_alone():
