@@ -126,8 +126,8 @@ def test_the_table_of_layers_fits_a_narrow_window_and_says_how_to_read_it():
     assert f"Each batch skips 9 of these {len(valid)} layers" in text and f"The other {30 - len(valid)} stay" in text
 
 
-@pytest.mark.parametrize(("n_skipped", "n_valid"), [(9, 12), (6, 10), (3, 10), (1, 28), (2, 15), (28, 28), (29, 29)])
-def test_as_few_layers_are_valid_as_allow_a_hundred_masks(n_skipped, n_valid):
+@pytest.mark.parametrize(("n_skipped", "n_valid"), [(9, 10), (6, 8), (3, 5), (1, 10), (2, 5), (28, 28), (29, 29)])
+def test_as_few_layers_are_valid_as_allow_ten_masks(n_skipped, n_valid):
     """More would be worse ones. Two of the thirty are ruinous alone: they are taken only if so many are asked for."""
     order = [layer for layer in range(30) if layer not in (3, 17)] + [3, 17]
     measured = Measured([0.4 if layer in (3, 17) else 0.9 for layer in range(30)], order, [0.5] * 30)
@@ -149,13 +149,13 @@ def test_the_mean_of_the_drawn_masks_decides_and_not_the_best_set():
 
 
 def test_more_layers_may_cost_less():
-    """A hundred masks of one layer need all layers to draw from, those of five need ten, without the ruinous one."""
-    losses = [0.001] * 11 + [0.9]
-    measured = order_layers(additive(losses), 12)
-    measured = Measured([0.9] * 12, measured.order, measured.together)  # as if each could be spared
-    assert 11 in measured.valid_layers(1) and 11 not in measured.valid_layers(5)
-    found = most_layers(additive(losses), 12, measured)
-    assert 11 not in measured.valid_layers(found) and found > 4
+    """Ten masks of one layer need all ten layers to draw from, those of five need seven, without the ruinous one."""
+    losses = [0.001] * 9 + [0.9]
+    measured = order_layers(additive(losses), 10)
+    measured = Measured([0.9] * 10, measured.order, measured.together)  # as if each could be spared
+    assert 9 in measured.valid_layers(1) and 9 not in measured.valid_layers(5)
+    found = most_layers(additive(losses), 10, measured)
+    assert 9 not in measured.valid_layers(found) and found > 4
 
 
 def test_the_masks_that_decide_are_drawn_from_the_valid_layers_of_their_number():
@@ -174,7 +174,7 @@ def test_the_masks_that_decide_are_drawn_from_the_valid_layers_of_their_number()
 
     assert most_layers(acceptance, 30, measured) == 9
     assert beginnings == list(range(1, 22)), "the best set of 21 layers loses too much"
-    assert len(drawn[9]) == 10 and len(set(drawn[9])) > 5 and set(drawn) == set(range(9, 21))
+    assert len(drawn[9]) == 10 and len(set(drawn[9])) > 3 and set(drawn) == set(range(9, 21))
     for k, masks in drawn.items():
         assert all({layer for layer in range(30) if mask[layer]} <= set(measured.valid_layers(k)) for mask in masks)
 
