@@ -21,8 +21,9 @@ def make(folder, skip_ratio: float, correct: dict[str, list[str]], seconds: floa
         "silent_groups": 0.25,
         "tokens_per_second": 1 / seconds,
     }
-    figures |= {"seconds_sample": seconds / 2, "seconds_score": 0.0, "seconds_update": seconds / 2}
+    figures |= {"seconds_sample": seconds / 2, "seconds_score": 0.0, "seconds_update": seconds / 4}
     rows = [dict.fromkeys(METRICS) | {"phase": "reinforce", "step": step} | figures for step in (1, 2)]
+    rows[0]["seconds_measure"] = seconds / 2  # of two steps
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "correct.json").write_text(json.dumps(correct))
 
