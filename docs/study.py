@@ -5,8 +5,8 @@
 
 What stands behind -- are flags of train.py, for all arms alike. An arm runs --steps steps and is evaluated; then it
 goes on to as many as fit into the seconds of the first arm's (of sampling, scoring and updating, and of measuring
-nested models), and is evaluated again. A study that is cut goes on where it was when the same command is given. --plan times three steps of
-each arm instead, and says how many hours the whole takes.
+nested models), and is evaluated again. A study that is cut goes on where it was when the same command is given. --plan
+times three steps of each arm instead, and says how many hours the whole takes.
 
 OUT/ARM-SEED/ keeps metrics.jsonl, config.json, and correct.json: by number of steps a text for each problem, of a
 character a sample, 1 where it is correct. Checkpoints go when a run is done.
