@@ -26,7 +26,9 @@ MAX_CHARACTERS = 1000  # a longer text is no answer; also stays below the 4300 d
 MAX_DEPTH = 50  # of brackets
 MAX_EXPONENT = 1000  # 1e999999999 would be a billion digits in exact arithmetic
 
-MARKER = re.compile(r"#{4,}|answer is\b:?|(?<![-−])\\(?:boxed|fbox) *\{", re.IGNORECASE | re.ASCII)
+MARKER = re.compile(  # by its first characters, so that what cannot begin a marker is passed over at once
+    r"####+|a(?i:nswer is)\b:?|A(?i:nswer is)\b:?|\\(?<![-−]\\)(?i:boxed|fbox) *\{", re.ASCII
+)
 BEFORE_ANSWER = re.compile(r"(?:[\s:*]|\$\$|\\\[)*")  # "The answer is:", and the answer on a line of its own
 LINE_END = re.compile(r"[\r\n]")
 SENTENCE_END = re.compile(
