@@ -18,6 +18,7 @@ from conftest import pay
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+import data
 import evaluate
 import nested
 import train
@@ -543,7 +544,11 @@ def test_sigkill_at_random_moments_of_the_real_process(tmp_path):
     """The embedded model, `python train.py` itself, six times SIGKILL: the same weights and metrics in the end."""
     root = Path(__file__).resolve().parents[1]
     flags = "--steps 8 --prompts 4 --eval-every 3 --eval-problems 20 --save-every 1 --warmup-epochs 1".split()
-    flags += "--warmup-batch 400 --bypass linear --measure-every 4 --dtype bfloat16".split()
+    flags += "--warmup-batch 100 --bypass linear --measure-every 4 --dtype bfloat16".split()
+    problems = data.load("arith", "train")[:400] + data.load("arith", "test")[:20]
+    rows = [{"question": problem.question, "solution": problem.rationale} for problem in problems]
+    (tmp_path / "problems.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    flags += ["--dataset", str(tmp_path / "problems.jsonl")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
 
     def start(out: str, *more: str) -> subprocess.Popen:
