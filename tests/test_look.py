@@ -142,7 +142,7 @@ def test_the_command_shows_a_run_and_writes_a_page(finished, tmp_path, capsys, m
     monkeypatch.delenv("FORCE_COLOR", raising=False)
     assert look.main([str(finished)]) == 0
     shown = capsys.readouterr().out
-    assert f"{finished}, step 3" in " ".join(shown.split()) and "\x1b" not in shown
+    assert f"{finished},step3" in "".join(shown.split()) and "\x1b" not in shown
     least = min(range(3), key=lambda i: look.recorded(finished, 3, 0).completions[i].acceptance)
     assert f"Completion {least}, token by token" in shown
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -159,7 +159,7 @@ def test_the_command_samples_anew(checkpoint, capsys):
         f"--model {checkpoint} --skip-ratio 0.25 --samples 2 --max-new-tokens 6 --bypass identity --valid-layers 1-3"
     )
     assert look.main([*flags.split(), "--problem", "2", "--dataset", "arith", "--split", "wordings"]) == 0
-    assert f"problem 2 of arith wordings, {checkpoint}" in " ".join(capsys.readouterr().out.split())
+    assert f"problem2ofarithwordings,{checkpoint}" in "".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(
