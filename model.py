@@ -320,9 +320,8 @@ class KVCache:
         Copies only the rows that change place, in place: a row may come from behind the kept ones
         (rows[i] >= len(rows)) or stay (rows[i] = i), which is what `rollout.survivors` gives.
         """
-        place = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[
-            :, 0
-        ]  # where another row comes to stand
+        # where another row comes to stand
+        place = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]
         row, place = rows[place].to(self.device), place.to(self.device)
 
         def move(stored: Tensor) -> Tensor:
