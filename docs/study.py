@@ -5,8 +5,8 @@
 
 What stands behind -- are flags of train.py, for all arms alike. An arm runs --steps steps and is evaluated; then it
 goes on to as many as fit into the seconds of the first arm's (of sampling, scoring and updating, and of measuring
-nested models), and is evaluated again. A study that is cut goes on where it was when the same command is given. --plan
-times three steps of each arm instead, and says how many hours the whole takes.
+nested models), if those are a tenth more, and is evaluated again. A study that is cut goes on where it was when the
+same command is given. --plan times three steps of each arm instead, and says how many hours the whole takes.
 
 OUT/ARM-SEED/ keeps metrics.jsonl, config.json, and correct.json: by number of steps a text for each problem, of a
 character a sample, 1 where it is correct. Checkpoints go when a run is done.
@@ -32,6 +32,13 @@ ARMS = {"full": "--skip-ratio 0 --gradient on-policy"} | {
     for ratio in (0.1, 0.2, 0.3)
     for gradient in ("on-policy", "is-sequence", "retrace")
 }
+ARMS |= {
+    "full 4 prompts": f"{ARMS['full']} --prompts 4",
+    "full 4 samples": f"{ARMS['full']} --samples 4",
+    "full 2 samples": f"{ARMS['full']} --samples 2",
+    "0.2 4 samples": "--skip-ratio 0.2 --gradient is-sequence --samples 4",
+}
+WORTH = 1.1  # times as many steps in the same seconds: below it they are not evaluated once more
 TOO = ("--model", "--dataset", "--data-dir", "--dtype", "--max-new-tokens", "--temperature")  # of evaluate.py as well
 
 
@@ -89,7 +96,7 @@ def run(a: argparse.Namespace, arm: str, seed: int) -> None:
     train(a, folder, arm, seed, a.steps)
     evaluate(a, folder, a.steps)
     more = round(a.steps * seconds(steps_of(first)) / seconds(steps_of(folder)))
-    if more > a.steps and folder != first:
+    if more >= WORTH * a.steps and folder != first:
         train(a, folder, arm, seed, more)
         evaluate(a, folder, more)
     for checkpoint in folder.glob("checkpoint*"):
