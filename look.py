@@ -274,7 +274,7 @@ def digits(x: float, n: int) -> str:
 
 def terminal(group: Group, chosen: int, width: int, colour: bool) -> str:
     """At most `width` columns wide, 80 or more."""
-    lines = [line for fact in facts(group) for line in textwrap.wrap(fact, width)]
+    lines = [line for fact in facts(group) for line in textwrap.wrap(fact, width, break_on_hyphens=False)]
     if colour:
         lines.append("log ρ  " + "".join(painted(f" {far:g} ", far, True) for far in SCALE))
     lines += textwrap.wrap(LEGEND.format(*(("orange", "blue") if colour else ("↓", "↑"))), width)
