@@ -7,7 +7,7 @@ is of the difference of an arm's accuracy to the first arm's, 95 %, by a bootstr
 seeds: both are drawn anew, with both arms alike. Of two or three seeds it is too narrow rather than too wide.
 
 The picture has the shape of the paper's: accuracy of the full model by skip ratio, a line a gradient, and beside it the
-speed of sampling.
+speed of sampling (not with --untimed).
 """
 
 import argparse
@@ -136,13 +136,14 @@ def table(arms: dict[str, dict[int, Seed]], first: str) -> str:
     return "\n".join(lines)
 
 
-def draw(arms: dict[str, dict[int, Seed]], first: str, path: Path) -> None:
-    """Accuracy by skip ratio and gradient at equal steps, its bars the interval of the difference to the first arm; and
-    tokens/s while sampling, of the first arm's."""
+def draw(arms: dict[str, dict[int, Seed]], first: str, path: Path, timed: bool = True) -> None:
+    """Accuracy by skip ratio and gradient at equal steps, its bars the interval of the difference to the first arm; if
+    it is timed, tokens/s while sampling, of the first arm's."""
     import matplotlib.pyplot as plt
 
     plt.rcParams["svg.hashsalt"] = "comparison"  # the same figure is the same file
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure = plt.figure(figsize=(10 if timed else 5, 4), layout="constrained")
+    left = figure.add_subplot(1, 1 + timed, 1)
     base = arms[first]
     level = statistics.fmean(100 * seed.accuracy[shortest(seed)].mean() for seed in base.values())
     left.axhline(level, color="0.4", linestyle=":", label=f"{first}, nothing skipped")
@@ -166,9 +167,10 @@ def draw(arms: dict[str, dict[int, Seed]], first: str, path: Path) -> None:
         left.errorbar(x + 0.004 * (n - 1), y, (low, high), label=gradient, **style(n))
     left.set(xlabel="skip ratio", ylabel="accuracy of the full model, sampled, %")
     left.legend(fontsize=8)
-    ratios = sorted(speeds)
-    right.bar([0, *ratios], [1.0, *(statistics.fmean(speeds[r]) for r in ratios)], width=0.05, color="0.6")
-    right.set(xlabel="skip ratio", ylabel="tokens/s while sampling, of nothing skipped")
+    if timed:
+        right, ratios = figure.add_subplot(1, 2, 2), sorted(speeds)
+        right.bar([0, *ratios], [1.0, *(statistics.fmean(speeds[r]) for r in ratios)], width=0.05, color="0.6")
+        right.set(xlabel="skip ratio", ylabel="tokens/s while sampling, of nothing skipped")
     figure.savefig(path, metadata={"Date": None})
 
 
@@ -178,6 +180,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--first", default="full", help="the arm that the others are held against (default: full)")
     parser.add_argument("--arms", nargs="+", help="which, in which order (default: all)")
     parser.add_argument("--out", type=Path, help="the picture to draw, such as study.svg (default: none)")
+    parser.add_argument(
+        "--untimed", action="store_true", help="leave the speed out of the picture: the machine was busy"
+    )
     a = parser.parse_args(arguments)
     try:
         arms = read_study(a.folder)
@@ -187,7 +192,7 @@ def main(arguments: list[str] | None = None) -> int:
         arms = {name: arms[name] for name in names}
         print(table(arms, a.first))
         if a.out:
-            draw(arms, a.first, a.out)
+            draw(arms, a.first, a.out, not a.untimed)
     except ImportError:
         print(f"({a.out.name} needs matplotlib, which is not here)")
     except (ValueError, OSError) as error:

@@ -58,11 +58,12 @@ def test_an_interval_is_over_problems_and_over_seeds():
 
 
 def test_the_picture_has_a_line_a_gradient(runs):
-    """In the shape of the paper's."""
+    """In the shape of the paper's, the speed beside it unless the machine was busy."""
     pytest.importorskip("matplotlib", reason="draws the picture")
-    assert comparison.main([str(runs), "--out", str(runs / "study.svg")]) == 0
-    text = (runs / "study.svg").read_text()
-    assert text.startswith("<?xml") and "NaN" not in text
+    for untimed in ([], ["--untimed"]):
+        assert comparison.main([str(runs), "--out", str(runs / "study.svg"), *untimed]) == 0
+        text = (runs / "study.svg").read_text()
+        assert text.startswith("<?xml") and "NaN" not in text and ("tokens/s" in text) == (not untimed)
 
 
 @pytest.mark.parametrize(
