@@ -45,13 +45,15 @@ class Models:
     """A checkpoint with its nested models measured, and what it samples. Nothing is trained."""
 
     def __init__(self, a: argparse.Namespace):
-        given = {key: getattr(a, key) for key in ("model", "dataset", "data_dir", "dtype", "max_new_tokens")}
+        given = {
+            key: getattr(a, key) for key in ("model", "dataset", "data_dir", "dtype", "max_new_tokens", "temperature")
+        }
         with tempfile.TemporaryDirectory() as folder:
             self.run = train.set_up(given | {"out": f"{folder}/run"})
             self.run.skip_mask(step=1)
         self.model, self.tokenizer, self.linear = self.run.model, self.run.tokenizer, self.run.model.bypass
         self.n_layers, self.own = self.model.config.num_hidden_layers, None
-        self.max_new_tokens = a.max_new_tokens
+        self.max_new_tokens, self.temperature = a.max_new_tokens, a.temperature
 
     def give_bypass(self, kind: str) -> None:
         """All kinds are fitted on the same completions."""
@@ -64,7 +66,8 @@ class Models:
             [self.tokenizer.encode_prompt(p.question) for p in problems],
             min(self.max_new_tokens, nested.LOOK),
         )
-        self.own = self.own or nested.own_completions(self.model, prompts, length, self.tokenizer.eos_ids, 1.0)
+        ends, temperature = self.tokenizer.eos_ids, self.temperature
+        self.own = self.own or nested.own_completions(self.model, prompts, length, ends, temperature)
         self.model.bypass = nested.bypass_of(self.model, kind, prompts, self.own, full_prompt=True)
 
     def sample(
@@ -76,7 +79,7 @@ class Models:
             some = problems[start : start + size]
             prompts = [self.tokenizer.encode_prompt(problem.question) for problem in some]
             rollouts.append(generate(
-                self.model, prompts, n_samples, self.max_new_tokens, self.tokenizer.eos_ids,
+                self.model, prompts, n_samples, self.max_new_tokens, self.tokenizer.eos_ids, self.temperature,
                 skip=skip, seed=seeds[start : start + size], full_prompt=True,
             ))  # fmt: skip
             records = score(self.tokenizer, some, rollouts[-1])
@@ -91,7 +94,8 @@ class Models:
             full = torch.zeros_like(rollout.logprobs)
             for part in torch.arange(len(full)).split(rows):
                 prompts = [rollout.prompts[row] for row in part.tolist()]
-                full[part], _ = completion_logprobs(self.model, prompts, rollout.tokens[part], rollout.mask[part])
+                completions = rollout.tokens[part], rollout.mask[part]
+                full[part], _ = completion_logprobs(self.model, prompts, *completions, self.temperature)
             ratios = log_ratio(full, rollout.logprobs, rollout.mask)
             found += [row[kept] for row, kept in zip(ratios, rollout.mask, strict=True)]
         return found
@@ -140,7 +144,12 @@ def measured(a: argparse.Namespace) -> None:
     def write(rollouts: list[Rollout], rewards: list[list[float]], **row) -> None:
         found = models.figures(rollouts, rewards)
         full = next((each["reward"] for each in rows if each["bypass"] == "full"), found["reward"])
-        row |= {"layers": L, "samples": a.samples, "of_full": found["reward"] / full if full else None} | found
+        row |= {
+            "layers": L,
+            "samples": a.samples,
+            "temperature": a.temperature,
+            "of_full": found["reward"] / full if full else None,
+        } | found
         rows.append(row)
         print({key: value for key, value in row.items() if key != "rewards"}, flush=True)
         with a.out.open("a", encoding="utf-8") as file:
@@ -237,11 +246,14 @@ def main() -> int:
     parser.add_argument("--problems", type=int, default=300, help="of the test split (default: 300)")
     parser.add_argument("--samples", type=int, default=4, help="completions of a problem (default: 4)")
     parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--temperature", type=float, default=1.0, help="(default: 1)")
     parser.add_argument("--ratios", nargs="*", type=float, default=[0.05, 0.1, 0.2, 0.3])
     parser.add_argument("--bypasses", nargs="*", default=BYPASSES, choices=BYPASSES)
     parser.add_argument("--masks", type=int, default=10, help="masks a row (default: 10)")
     parser.add_argument("--aim", type=int, default=0, help="batches a row whose aim is measured (default: none)")
     a = parser.parse_args()
+    if a.aim and a.temperature != 1:
+        parser.error("--aim is measured at a temperature of 1")
     if not a.read:
         measured(a)
     worlds = {path.stem.replace("_", " "): read(path) for path in a.read or [a.out]}
