@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model import Block, Decoder
-from rollout import LOGITS, completion_hidden, generate, log_softmax, pack, score_states
+from rollout import LOGITS, generate, hidden_after, log_softmax, pack, read_prompts, score_states
 from skip import sample_mask
 from support.distributed import silent
 from support.pretrained import digest, write_safetensors
@@ -86,11 +86,13 @@ def measure(
         def acceptance_on(n: int, length: int, of: Callable) -> Callable[[tuple[bool, ...]], float]:
             """Maps a mask to the acceptance of the nested model on n completions: of(full model's states, …)(its)."""
             tokens, mask = (x[:, :length] for x in pack(completions[:n], model.device))
-            against = of(completion_hidden(model, prompts[:n], tokens, mask), tokens, mask)
+            by_full = read_prompts(model, prompts[:n])
+            against = of(hidden_after(model, by_full, tokens, mask), tokens, mask)
 
             def acceptance(skip: tuple[bool, ...]) -> float:
                 bar.update()
-                return against(completion_hidden(model, prompts[:n], tokens, mask, skip, full_prompt))
+                read = by_full if full_prompt else read_prompts(model, prompts[:n], skip)
+                return against(hidden_after(model, read, tokens, mask, skip))
 
             return acceptance
 

@@ -222,15 +222,25 @@ def completion_hidden(
 
     Rows with the same prompt share one pass over it; gradients flow back through its keys and values.
     """
-    different, numbers = distinct(prompts)
-    of_prompt = torch.tensor(numbers, device=tokens.device)  # (n,)
-    tokens, width = tokens.where(mask, 0), int(mask.any(dim=0).sum())
+    return hidden_after(model, read_prompts(model, prompts, None if full_prompt else skip), tokens, mask, skip)
 
-    prompt_tokens, padding = pad_left(different, tokens.device)
-    reader = None if full_prompt else skip
-    cache = PromptCache(model, reader, padding)
-    x = model.hidden(prompt_tokens, cache, reader)[:, -1]  # (P, C): what follows is the first token
-    x = x[of_prompt][:, None]  # (n, 1, C)
+
+def read_prompts(model: Decoder, prompts: list[list[int]], skip=None) -> tuple[PromptCache, Tensor, Tensor]:
+    """A pass over the different ones of n prompts: what it leaves behind, the states (P, C) at their ends, and which of
+    them each row has, (n,)."""
+    different, numbers = distinct(prompts)
+    tokens, padding = pad_left(different, model.device)
+    cache = PromptCache(model, skip, padding)
+    return cache, model.hidden(tokens, cache, skip)[:, -1], torch.tensor(numbers, device=model.device)
+
+
+def hidden_after(
+    model: Decoder, read: tuple[PromptCache, Tensor, Tensor], tokens: Tensor, mask: Tensor, skip=None
+) -> Tensor:
+    """`completion_hidden` of prompts that have been read."""
+    cache, ends, of_prompt = read
+    tokens, width = tokens.where(mask, 0), int(mask.any(dim=0).sum())
+    x = ends[of_prompt][:, None]  # (n, 1, C): what follows is the first token
     if width > 1:
         rest = model.hidden(tokens[:, : width - 1], cache.followed_by(of_prompt, skip), skip)
         x = torch.cat((x, rest), dim=1)  # (n, width, C)

@@ -1189,7 +1189,7 @@ def test_where_the_full_model_reads_the_prompts_all_that_is_nested_knows(measuri
     """Rollouts, the bypass, and the acceptance by which layers are ordered."""
     sampled, fits, scored = (
         spy(monkeypatch, module, name)
-        for module, name in ((train, "generate"), (nested, "fit_bypass"), (nested, "completion_hidden"))
+        for module, name in ((train, "generate"), (nested, "fit_bypass"), (nested, "hidden_after"))
     )
     updates = spy(monkeypatch, train, "update")
     run = measuring(steps=1, skip_ratio=0.5, prefill="full", lr=0.0)
@@ -1197,7 +1197,9 @@ def test_where_the_full_model_reads_the_prompts_all_that_is_nested_knows(measuri
     [fit], [update] = fits, updates
     assert not fit["mask"][:, :7].any(), "seven tokens of a prompt each"
     assert {call["full_prompt"] for call in sampled if call["skip"]} == {True}
-    assert {call["full_prompt"] for call in scored if call["skip"]} == {True}
+    caches = [call["read"][0] for call in scored]
+    assert any(call["skip"] for call in scored) and not any(any(cache.skip) for cache in caches)
+    assert len(set(map(id, caches))) == 1, "the prompts are read once for all masks"
     [skip] = {call["skip"] for call in sampled if call["skip"]}
     rollout = update["rollout"]
     for full_prompt in (False, True):
