@@ -27,7 +27,7 @@ MAX_DEPTH = 50  # of brackets
 MAX_EXPONENT = 1000  # 1e999999999 would be a billion digits in exact arithmetic
 
 MARKER = re.compile(  # by its first characters, so that what cannot begin a marker is passed over at once
-    r"####+|a(?i:nswer is)\b:?|A(?i:nswer is)\b:?|\\(?<![-−]\\)(?i:boxed|fbox) *\{", re.ASCII
+    r"####+|a(?i:nswer is)\b:?|A(?i:nswer is)\b:?|\\(?=[BFbf])(?<![-−]\\)(?i:boxed|fbox) *\{", re.ASCII
 )
 BEFORE_ANSWER = re.compile(r"(?:[\s:*]|\$\$|\\\[)*")  # "The answer is:", and the answer on a line of its own
 LINE_END = re.compile(r"[\r\n]")
