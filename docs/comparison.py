@@ -150,9 +150,10 @@ def draw(arms: dict[str, dict[int, Seed]], first: str, path: Path, timed: bool =
     speed = {s: statistics.median(row["tokens_per_second"] for row in seed.steps) for s, seed in base.items()}
     lines, speeds = defaultdict(list), defaultdict(list)
     for name, arm in arms.items():
-        some = next(iter(arm.values())).settings
+        some, others = (next(iter(each.values())).settings for each in (arm, base))
+        alike = (some.prompts, some.samples) == (others.prompts, others.samples)
         both = sorted(arm.keys() & base.keys())
-        if name == first or not both or not some.skip_ratio:
+        if name == first or not both or not some.skip_ratio or not alike:
             continue
         d = np.stack([arm[s].accuracy[shortest(arm[s])] - base[s].accuracy[shortest(base[s])] for s in both])
         low, high = interval(d)

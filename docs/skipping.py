@@ -144,12 +144,8 @@ def measured(a: argparse.Namespace) -> None:
     def write(rollouts: list[Rollout], rewards: list[list[float]], **row) -> None:
         found = models.figures(rollouts, rewards)
         full = next((each["reward"] for each in rows if each["bypass"] == "full"), found["reward"])
-        row |= {
-            "layers": L,
-            "samples": a.samples,
-            "temperature": a.temperature,
-            "of_full": found["reward"] / full if full else None,
-        } | found
+        row |= {"layers": L, "samples": a.samples, "temperature": a.temperature}
+        row |= {"of_full": found["reward"] / full if full else None} | found
         rows.append(row)
         print({key: value for key, value in row.items() if key != "rewards"}, flush=True)
         with a.out.open("a", encoding="utf-8") as file:

@@ -36,7 +36,7 @@ ARMS |= {
     "full 4 prompts": f"{ARMS['full']} --prompts 4",
     "full 4 samples": f"{ARMS['full']} --samples 4",
     "full 2 samples": f"{ARMS['full']} --samples 2",
-    "0.2 4 samples": "--skip-ratio 0.2 --gradient is-sequence --samples 4",
+    "0.2 4 samples": f"{ARMS['0.2 is-sequence']} --samples 4",
 }
 WORTH = 1.1  # times as many steps in the same seconds: below it they are not evaluated once more
 TOO = ("--model", "--dataset", "--data-dir", "--dtype", "--max-new-tokens", "--temperature")  # of evaluate.py as well

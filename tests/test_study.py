@@ -10,10 +10,10 @@ from support.log import METRICS, read
 from support.settings import Settings, write_settings
 
 
-def make(folder, skip_ratio: float, correct: dict[str, list[str]], seconds: float) -> None:
+def make(folder, skip_ratio: float, correct: dict[str, list[str]], seconds: float, samples: int = 8) -> None:
     """A run as docs/study.py leaves it: two steps, each of so many seconds."""
     folder.mkdir(parents=True)
-    write_settings(Settings(skip_ratio=skip_ratio, gradient="is"), folder)
+    write_settings(Settings(skip_ratio=skip_ratio, gradient="is", samples=samples), folder)
     figures = {
         "reward": 0.5,
         "sequence_acceptance": 0.4,
@@ -64,6 +64,9 @@ def test_the_picture_has_a_line_a_gradient(runs):
         assert comparison.main([str(runs), "--out", str(runs / "study.svg"), *untimed]) == 0
         text = (runs / "study.svg").read_text()
         assert text.startswith("<?xml") and "NaN" not in text and ("tokens/s" in text) == (not untimed)
+    make(runs / "nested 4 samples-0", 0.3, {"2": ["00", "00"]}, seconds=1.0, samples=4)
+    assert comparison.main([str(runs), "--out", str(runs / "more.svg"), "--untimed"]) == 0
+    assert (runs / "more.svg").read_text() == text, "an arm with fewer completions is no point of the line"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 import data
 import nested
 from data import arith
-from rollout import completion_hidden, pack
+from rollout import hidden_after, pack, read_prompts
 from support.pretrained import load_model
 
 FIT, PROBE = 72, 16  # problems to fit on, and others to measure on
@@ -100,12 +100,13 @@ def acceptance(world, fitted):
 
     _, _, means, matrices, biases = zip(*fitted, strict=True)
     kinds = {"nothing": None, "mean": bypass([torch.zeros(C, C)] * L, means), "linear": bypass(matrices, biases)}
-    full = completion_hidden(model, prompts, tokens, mask)
+    read = read_prompts(model, prompts)
+    full = hidden_after(model, read, tokens, mask)
 
     def of(layers) -> dict[str, float]:
         skip, accepted = tuple(layer in layers for layer in range(L)), {}
         for name, model.bypass in kinds.items():
-            states = completion_hidden(model, prompts, tokens, mask, skip, full_prompt=True)
+            states = hidden_after(model, read, tokens, mask, skip)
             accepted[name] = round(nested.overlap(full, states, model.lm_head.weight), 3)
         model.bypass = None
         return accepted
