@@ -1,10 +1,11 @@
-"""Why the correction is there: one run with full sampling, with nested sampling, and with each family of corrections.
+"""Why the correction is there: full sampling and nested sampling, uncorrected and with each family of corrections.
 
-    python -m docs.demo --out FOLDER      # about four minutes on two cores; no network
+    python -m docs.demo --out FOLDER      # about five minutes on two cores; no network
 
 Every arm is a run of train.py from the embedded model with the same seed, so with the same problems, streams and
-masks; two run at a time, a thread each. Batches are small and far off (five of twelve layers are skipped), and each is
-used four times (--updates), which is off-policy in the oldest sense. It ends in a table and a plot, and leaves in
+masks; two run at a time, a thread each. Batches are small, and each is used four times (--updates), which is off-policy
+in the oldest sense, with the full model's samples too; the nested ones are far off besides (five of twelve layers are
+skipped). It ends in a table and a plot, and leaves in
 FOLDER demo.svg and the runs. docs/log.md has three seeds of it.
 """
 
@@ -29,7 +30,8 @@ STEPS, PROBLEMS = 30, 200
 FLAGS = f"--steps {STEPS} --prompts 4 --updates 4 --lr 3e-4 --eval-every 15 --save-every 1000 --device cpu"
 NESTED = "--skip-ratio 0.4"
 ARMS = {  # mark in the plot: name, and what it adds to FLAGS
-    "f": ("full sampling, IS by token", "--skip-ratio 0 --gradient is"),
+    "u": ("full, uncorrected (E4)", "--skip-ratio 0 --gradient on-policy"),
+    "f": ("full, IS by sequence (E5)", "--skip-ratio 0 --gradient is-sequence"),
     "x": ("nested, uncorrected (E4)", f"{NESTED} --gradient on-policy"),
     "t": ("nested, IS by token (E6)", f"{NESTED} --gradient is"),
     "p": ("nested, IS by prefix (E9)", f"{NESTED} --gradient is-prefix"),
