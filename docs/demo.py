@@ -5,8 +5,7 @@
 Every arm is a run of train.py from the embedded model with the same seed, so with the same problems, streams and
 masks; two run at a time, a thread each. Batches are small, and each is used four times (--updates), which is off-policy
 in the oldest sense, with the full model's samples too; the nested ones are far off besides (five of twelve layers are
-skipped). It ends in a table and a plot, and leaves in
-FOLDER demo.svg and the runs. docs/log.md has three seeds of it.
+skipped). It ends in a table and a plot, and leaves in FOLDER demo.svg and the runs. docs/log.md has three seeds of it.
 """
 
 import argparse
