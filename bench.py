@@ -257,10 +257,9 @@ def timed(places: dict, add: Callable[[str, float], None]):
 
     def watch(name: str) -> Callable:
         def call(*arguments, **keywords):
-            start = time.perf_counter()
-            result = originals[name](*arguments, **keywords)
-            add(name, time.perf_counter() - start)
-            return result
+            results = []
+            add(name, seconds(lambda: results.append(originals[name](*arguments, **keywords))))
+            return results[0]
 
         return call
 

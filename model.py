@@ -113,7 +113,7 @@ class Decoder(nn.Module):
                 x = checkpoint(block, x, rotary, bias, cache, layer, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x, rotary, bias, cache, layer)
-        if cache is not None:
+        if cache is not None and cache.at is None:
             cache.length += T
         return self.model.norm(x)
 
@@ -139,7 +139,8 @@ def positions_and_bias(T: int, cache: "KVCache | PromptCache | None", like: Tens
     device = like.device
     start = cache.length if cache is not None else 0
     columns = torch.arange(cache.columns if start else T, device=device)  # (S,)
-    new = torch.arange(start, start + T, device=device)[None]  # (1, T)
+    counted = cache is None or cache.at is None
+    new = (torch.arange(start, start + T, device=device) if counted else cache.at)[None]  # (1, T)
     padding = cache.padding[:, None] if cache is not None and cache.padding is not None else None  # (B, 1)
     if padding is None and start == 0:
         return new, None
@@ -270,7 +271,7 @@ class KVCache:
     Rows are padded on the left, so that all end at column `length`: row b starts with padding[b] unused columns.
     Skipped layers have no storage.  A cache belongs to one skip mask, or to two: `switch` is where one ends.
     Columns are allocated BLOCK at a time, and attention goes over all of them, hidden ones too: a product with a slice
-    would copy it first.
+    would copy it first.  After `hold` a step always does the same with the same memory, so that it can be captured.
 
     batch_size: rows; max_length: columns at most; skip: as in `Decoder.hidden`; padding: (B,) int64, None for none.
     """
@@ -282,6 +283,7 @@ class KVCache:
         self.skip = tuple(skip) if skip is not None else (False,) * config.num_hidden_layers  # SKIP
         self.padding = padding.clone() if padding is not None else None  # keep_rows writes to it
         self.length = self.columns = 0  # written, and allocated
+        self.at: Tensor | None = None  # after `hold`, (1,): the next token's column, which the caller advances
         self.max_length, self.device = max_length, model.device
         empty = torch.empty(
             (2, batch_size, config.num_key_value_heads, 0, config.head_dim), dtype=model.dtype, device=model.device
@@ -298,9 +300,17 @@ class KVCache:
             self.columns = min(self.max_length, -(-end // self.BLOCK) * self.BLOCK)
             self._map(lambda stored: F.pad(stored, (0, 0, 0, self.columns - stored.shape[2])))
 
+    def hold(self) -> None:
+        """Allocates all columns; from here on a token goes to the column that `at` holds, and `length` stays."""
+        if self.at is None:
+            self.reserve(self.max_length - self.length)
+            self.at = torch.tensor([self.length], device=self.device)
+
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Writes the new (B, K, T, D) behind the old ones and returns all of the layer's, (B, K, S, D)."""
         keys, values = self.layers[layer]
+        if self.at is not None:
+            return keys.index_copy_(2, self.at, k), values.index_copy_(2, self.at, v)
         keys[:, :, self.length : self.length + k.shape[2]] = k
         values[:, :, self.length : self.length + k.shape[2]] = v
         return (keys, values) if self.length else (k, v)
@@ -349,6 +359,7 @@ class PromptCache:
         self.skip = tuple(skip) if skip is not None else (False,) * model.config.num_hidden_layers  # SKIP
         self.padding = padding
         self.length = self.columns = 0
+        self.at = None  # there is no `hold`
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
         self.rows = None  # the prompt of each completion
 

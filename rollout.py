@@ -25,10 +25,11 @@ from torch import Tensor
 
 from model import Decoder, KVCache, PromptCache
 from support.distributed import alone, everyone, share
-from support.optimizer import packed
+from support.optimizer import CapturedStep, packed
 
 BLOCK = 256  # tokens of the vocabulary that sampling sums up first
 PATIENCE = {"cpu": 1}  # tokens after which a device is asked which rows have ended; others: 8, for they wait then
+CAPTURED = {"cuda"}  # devices on which a decode step is captured; rows leave when half of them have ended there
 LOGITS = 128 * 49_152  # logits that exist at a time while completions are scored
 
 
@@ -137,6 +138,7 @@ def sample_rows(
         uniforms = uniforms.to(device)
     rows = torch.arange(N, device=device)  # which completion each row of the shrinking batch is
     patience = PATIENCE.get(device.type, 8)
+    captures, step = device.type in CAPTURED and alone(), None
     for t in range(T):
         token, logprob = sample(logits, uniforms[rows.to(uniforms.device), t], temperature)  # (n,) each
         going = ~rollout.ended[rows]
@@ -149,11 +151,13 @@ def sample_rows(
             done = rollout.ended[rows].cpu()
             if done.all():
                 break
-            if done.any():
-                kept = survivors(done)
+            if done.sum() > captures * len(done) / 2:
+                kept, step = survivors(done), None
                 cache.keep_rows(kept)
                 rows, token = (x[kept.to(device)] for x in (rows, token))
-        logits = model(token[:, None], cache=cache, skip=skip)[:, 0]
+        if captures:
+            step = step or CapturedStep(model, cache, skip, len(token))
+        logits = step(token) if step else model(token[:, None], cache=cache, skip=skip)[:, 0]
     return rollout.trimmed()
 
 

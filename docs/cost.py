@@ -23,7 +23,6 @@ import json
 import random
 import statistics
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +30,7 @@ import numpy as np
 import torch
 
 import data
-from bench import table, timed
+from bench import seconds, table, timed
 from nested import Bypass
 from rollout import Rollout, generate, micro_batches
 from support.log import complain
@@ -92,33 +91,35 @@ class Machine:
     """Times the parts of a step of one model."""
 
     def __init__(self, a: argparse.Namespace):
-        self.model, self.tokenizer = load_model(a.model or data.EMBEDDED, a.dtype, "cpu")
+        self.model, self.tokenizer = load_model(a.model or data.EMBEDDED, a.dtype, a.device)
         self.optimizer = Optimizer(self.model)
         C, self.L = self.model.config.hidden_size, self.model.config.num_hidden_layers
         shapes = (self.L, C // 4, C), (self.L, C, C // 4), (self.L, 2, C)  # of a linear bypass that adds nothing
-        self.model.bypass = Bypass(*(torch.zeros(shape, dtype=self.model.dtype) for shape in shapes))
+        zeros = partial(torch.zeros, dtype=self.model.dtype, device=self.model.device)
+        self.model.bypass = Bypass(*map(zeros, shapes))
 
     def row(self, prompts: list, rows: int, length: int, share: float, eos_ids: list[int], repeats: int) -> dict:
         """Medians of the seconds of each part, with the features of the last rollout."""
         k = round(share * self.L)
         skip = tuple(layer < k for layer in range(self.L))  # which ones makes no difference to the time
-        seconds = {"sampling": [], "scoring": [], "backward": [], "optimiser": []}
+        times = {"sampling": [], "scoring": [], "backward": [], "optimiser": []}
+        n_samples, rollouts, own = rows // len(prompts), [], {}
+        sample = partial(generate, self.model, prompts, n_samples, length, eos_ids, skip=skip, full_prompt=True)
         for _ in range(repeats):
-            start = time.perf_counter()
-            rollout = generate(self.model, prompts, rows // len(prompts), length, eos_ids, skip=skip, full_prompt=True)
-            seconds["sampling"].append(time.perf_counter() - start)
+            times["sampling"].append(seconds(lambda: rollouts.append(sample())))
+            rollout = rollouts.pop()
+            zeros = torch.zeros(rows, device=self.model.device)
             learn = partial(update, self.model, self.optimizer, rollout, s=Settings(), lr=0.0)
-            start = time.perf_counter()
-            learn(advantages=torch.zeros(rows))  # without a signal it is the forward pass alone
-            seconds["scoring"].append(time.perf_counter() - start)
-            own, start = {}, time.perf_counter()
+            # without a signal it is the forward pass alone
+            times["scoring"].append(seconds(partial(learn, advantages=zeros)))
             with timed({"optimiser": (Optimizer, "step")}, own.__setitem__):
-                learn(advantages=torch.ones(rows))
-            seconds["optimiser"].append(own["optimiser"])
-            seconds["backward"].append(time.perf_counter() - start - own["optimiser"] - seconds["scoring"][-1])
+                whole = seconds(partial(learn, advantages=zeros + 1))
+            times["optimiser"].append(own["optimiser"])
+            times["backward"].append(whole - own["optimiser"] - times["scoring"][-1])
+        rollout = rollout.on_cpu()
         shape = {"rows": rows, "prompt": max(map(len, prompts)), "length": rollout.mask.sum().item() / rows}
         shape |= {"skipped": k, "layers": self.L}
-        medians = {part: statistics.median(each) for part, each in seconds.items()}
+        medians = {part: statistics.median(each) for part, each in times.items()}
         return shape | {"seconds": medians, "features": features(rollout, self.L, k)}
 
 
@@ -294,6 +295,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dataset", default="arith", help="of the rollouts that are checked on (default: arith)")
     parser.add_argument("--data-dir")
     parser.add_argument("--dtype", default="bfloat16", help="(default: bfloat16)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="of those rollouts (default: 128)")
     parser.add_argument("--repeats", type=int, default=3, help="whose median is taken (default: 3)")
     a = parser.parse_args(arguments)

@@ -75,7 +75,7 @@ def evaluate(a: argparse.Namespace, folder: Path, steps: int) -> None:
     given = {name: a.flags[a.flags.index(name) + 1] for name in TOO if name in a.flags}
     given = {"--dataset": Settings().dataset} | given | {"--model": folder / "checkpoint"}
     flags = [word for pair in given.items() for word in pair]
-    flags += ["--split", a.split, "--samples", a.samples, "--problems", a.problems]
+    flags += ["--split", a.split, "--samples", a.samples, "--problems", a.problems, "--batch", a.batch]
     texts = folder / "generated.jsonl"
     call(["evaluate.py", *flags, "--out", texts], log_of(folder))
     correct = [json.loads(line)["correct"] for line in texts.read_text(encoding="utf-8").splitlines()]
@@ -130,6 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--split", default="test", choices=("test", "valid"), help="what is evaluated (default: test)")
     parser.add_argument("--samples", type=int, default=8, help="of each problem, when evaluated (default: 8)")
     parser.add_argument("--problems", type=int, default=300, help="that are evaluated, at most (default: 300)")
+    parser.add_argument("--batch", type=int, default=64, help="completions at a time there (default: 64)")
     parser.add_argument(
         "--jobs", type=int, default=1, help="runs at a time, each with OMP_NUM_THREADS threads (default: 1)"
     )

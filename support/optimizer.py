@@ -1,4 +1,5 @@
-"""AdamW on float32 master weights; and a twin of the model in oneDNN's layout, for fast sampling on a CPU."""
+"""AdamW on float32 master weights; and for fast sampling a twin of the model in oneDNN's layout on a CPU, a captured
+decode step on a GPU."""
 
 import copy
 import math
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
 
-from model import Decoder
+from model import Decoder, KVCache
 from support.distributed import added_slice, alone, anyone, local, sliced, whole
 
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # what dcp says of one process
@@ -144,3 +145,30 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, self.matrix, self.bias, "none", [], "")
+
+
+class CapturedStep:
+    """A decode step of n rows as one CUDA graph: its kernels, fifty a layer, start together and not one by one.
+
+    Shapes and addresses in a graph are fixed. So the cache `hold`s all its columns, and where rows leave, the step has
+    to be captured anew. Without a gradient, and good until the weights move elsewhere.
+    """
+
+    def __init__(self, model: Decoder, cache: KVCache, skip, n: int):
+        self.token = torch.zeros((n, 1), dtype=torch.int64, device=model.device)
+        cache.hold()
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # what a first call sets up cannot be captured; the token is written over
+            model(self.token, cache, skip)
+        torch.cuda.current_stream().wait_stream(aside)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.logits = model(self.token, cache, skip)[:, 0]  # (n, V)
+            cache.at += 1
+
+    def __call__(self, token: Tensor) -> Tensor:
+        """token (n,) -> logits (n, V), which the next call writes over."""
+        self.token.copy_(token[:, None])
+        self.graph.replay()
+        return self.logits

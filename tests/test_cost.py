@@ -60,7 +60,8 @@ def test_batches_are_measured_a_line_each(tmp_path, monkeypatch):
     """Few and small ones of the embedded model: what is fitted, what is checked, and rollouts of a data set."""
     monkeypatch.setattr(cost, "FIT", [(8, 4, 3, 0.0), (16, 4, 3, 0.25)])
     monkeypatch.setattr(cost, "CHECK", [(8, 10, 5, 0.0)])
-    given = {"model": "", "dataset": "arith", "data_dir": None, "dtype": "float32", "max_new_tokens": 4, "repeats": 1}
+    given = {"model": "", "dataset": "arith", "data_dir": None, "dtype": "float32", "device": "cpu"}
+    given |= {"max_new_tokens": 4, "repeats": 1}
     cost.measure(argparse.Namespace(out=tmp_path / "cost.jsonl", **given))
     rows = [json.loads(line) for line in (tmp_path / "cost.jsonl").read_text().splitlines()]
     assert sorted(row["kind"] for row in rows) == ["check", "data", "data", "fit", "fit"]

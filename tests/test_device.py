@@ -31,7 +31,9 @@ def accelerator():
 
 def test_it_is_strict(accelerator):
     here, there = torch.arange(3.0), torch.arange(3.0, device=DEVICE)
-    for mixed in (lambda: here + there, lambda: there[here.long()], lambda: there[[0, 2]], lambda: here[there.long()]):
+    mixed_ones = [lambda: here + there, lambda: there[here.long()], lambda: here[there.long()]]
+    mixed_ones += [lambda: there[[0, 2]]] * PRETENDED  # a list goes to a real one by itself
+    for mixed in mixed_ones:
         with pytest.raises((AssertionError, RuntimeError)):
             mixed()
     assert accelerator.waits == 0

@@ -1,7 +1,7 @@
 """The sampler: the fast one is the naive one, and its recorded log-probabilities are those of the nested model."""
 
 import math
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -66,6 +66,40 @@ def test_rows_that_stay_for_a_while_after_their_end_change_nothing(model, skip, 
     assert same(at_once, patient) and (patient.tokens[~patient.mask] == 0).all()
     torch.testing.assert_close(at_once.logprobs, patient.logprobs, atol=1e-11, rtol=0)
     assert len(set(at_once.mask.sum(dim=1).tolist())) > 3, "rows should leave at different times"
+
+
+class Replayed:
+    """What `CapturedStep` does, without a GPU: one call, then the same again on the same memory. made: rows of each."""
+
+    made: list[int] = []
+
+    def __init__(self, model, cache, skip, n):
+        cache.hold()
+        self.call, self.at = lambda token: model(token, cache, skip)[:, 0], cache.at
+        self.call(torch.zeros((n, 1), dtype=torch.int64))
+        self.made.append(n)
+
+    def __call__(self, token):
+        logits = self.call(token[:, None])
+        self.at += 1
+        return logits
+
+
+@pytest.mark.parametrize("eos", [EOS, []], ids=["rows end", "rows are cut off"])
+@pytest.mark.parametrize("skip, full_prompt", [(MASKS[0], False), (MASKS[1], False), (MASKS[1], True)])
+def test_a_captured_step_changes_nothing_and_is_captured_again_when_half_of_the_rows_have_ended(
+    bypassed, skip, full_prompt, eos, monkeypatch
+):
+    arguments = {"temperature": 0.7, "skip": skip, "seed": 5, "full_prompt": full_prompt}
+    plain = generate(bypassed, PROMPTS, 8, 90, eos, **arguments)
+    monkeypatch.setattr(rollout_module, "CAPTURED", {"cpu"})
+    monkeypatch.setattr(rollout_module, "CapturedStep", Replayed)
+    monkeypatch.setattr(Replayed, "made", [])
+    captured = generate(bypassed, PROMPTS, 8, 90, eos, **arguments)
+    assert same(plain, captured)
+    torch.testing.assert_close(captured.logprobs, plain.logprobs, atol=1e-11, rtol=0)
+    assert Replayed.made[0] == 32 and (len(Replayed.made) > 2) == bool(eos)
+    assert all(2 * after < before for before, after in pairwise(Replayed.made))
 
 
 @pytest.mark.parametrize("full_prompt", [False, True])
