@@ -156,16 +156,17 @@ class CapturedStep:
 
     def __init__(self, model: Decoder, cache: KVCache, skip, n: int):
         self.token = torch.zeros((n, 1), dtype=torch.int64, device=model.device)
-        cache.hold()
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # what a first call sets up cannot be captured; the token is written over
-            model(self.token, cache, skip)
-        torch.cuda.current_stream().wait_stream(aside)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.logits = model(self.token, cache, skip)[:, 0]  # (n, V)
-            cache.at += 1
+        cache.hold()
+        with torch.cuda.device(model.device):  # streams and graphs are the current one's
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):  # what a first call sets up cannot be captured; the token is written over
+                model(self.token, cache, skip)
+            torch.cuda.current_stream().wait_stream(aside)
+            with torch.cuda.graph(self.graph):
+                self.logits = model(self.token, cache, skip)[:, 0]  # (n, V)
+                cache.at += 1
 
     def __call__(self, token: Tensor) -> Tensor:
         """token (n,) -> logits (n, V), which the next call writes over."""
