@@ -30,7 +30,7 @@ def reinforced(rows: list[dict]) -> list[dict]:
 
 
 def table(rows: list[dict]) -> str:
-    """Accuracy before and after; the nested model's speed beside the full one's; how far off-policy it was."""
+    """Accuracy before and after; the nested model's speed and reward beside the full one's; how far off-policy it was."""
     steps, lines = reinforced(rows), [f"{'accuracy':28}{'before':>16}{'after':>16}"]
     for key, name in ACCURACY_NAMES.items():
         known = [(row[key], row[f"{key}_se"]) for row in rows if row[key] is not None]
@@ -44,7 +44,12 @@ def table(rows: list[dict]) -> str:
     pairs = [row for row in steps if row["full_tokens_per_second"]]
     if pairs:
         lines += ["", f"{f'sampling, {len(pairs)} batches':28}{'nested':>16}{'full':>16}"]
-        for name, key, digits in (("tokens/s", "tokens_per_second", 0), ("tokens a completion", "mean_length", 1)):
+        compared = (
+            ("tokens/s", "tokens_per_second", 0),
+            ("tokens a completion", "mean_length", 1),
+            ("reward", "reward", 3),
+        )
+        for name, key, digits in compared:
             nested, full = (statistics.median(row[side + key] for row in pairs) for side in ("", "full_"))
             times = f"{nested / full:9.2f} times" if key == "tokens_per_second" else ""
             lines.append(f"{name:28}{nested:16,.{digits}f}{full:16,.{digits}f}{times}")

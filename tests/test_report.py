@@ -31,13 +31,17 @@ def evaluation(step: int, *accuracies: tuple[str, float, float]) -> dict:
     return row(step, **figures)
 
 
+def of_full(reward, length, speed) -> dict:
+    return {"full_reward": reward, "full_mean_length": length, "full_tokens_per_second": speed}
+
+
 RUN = [
     evaluation(0, ("test", 0.4, 0.5), ("wordings", 0.1, 0.2)),
     row(1, **BATCH | {"reward": 0.25}),
-    row(2, **BATCH, mean_length=10.0, tokens_per_second=3000.0, full_mean_length=20.0, full_tokens_per_second=1500.0),
+    row(2, **BATCH, mean_length=10.0, tokens_per_second=3000.0, **of_full(0.85, 20.0, 1500.0)),
     evaluation(2, ("test", 0.5, 0.6)),
     row(3, **BATCH | {"reward": 1.0, "acceptance": None}),
-    row(4, **BATCH, mean_length=14.0, tokens_per_second=5000.0, full_mean_length=22.0, full_tokens_per_second=2500.0),
+    row(4, **BATCH, mean_length=14.0, tokens_per_second=5000.0, **of_full(0.75, 22.0, 2500.0)),
     evaluation(4, ("test", 0.65, 0.55), ("wordings", 0.2, 0.2)),
 ]
 
@@ -94,6 +98,7 @@ def test_the_table_says_before_and_after_nested_and_full_first_and_last():
     assert "sampling, 2 batches nested full".split() in lines
     assert "tokens/s 4,000 2,000 2.00 times".split() in lines
     assert "tokens a completion 12.0 21.0".split() in lines
+    assert "reward 0.500 0.800".split() in lines
     assert "batches, the mean of the first 1 the last 1 all 4".split() in lines
     assert "reward 0.250 0.500 0.562".split() in lines
     assert "acceptance 0.800 0.800 0.800".split() in lines, "the mean of what is known"
@@ -314,7 +319,7 @@ def assert_whole(figure) -> None:
     assert min(box.x0, box.y0) >= 0 and box.x1 <= width and box.y1 <= height, box
 
 
-FULL = [each | {"skipped_layers": [], "full_tokens_per_second": None, "full_mean_length": None} for each in RUN]
+FULL = [each | {"skipped_layers": []} | of_full(None, None, None) for each in RUN]
 LONG = (
     "python train.py --model /"
     + "a/long/path" * 20
