@@ -30,7 +30,7 @@ def reinforced(rows: list[dict]) -> list[dict]:
 
 
 def table(rows: list[dict]) -> str:
-    """Accuracy before and after; the nested model's speed and reward beside the full one's; how far off-policy it was."""
+    """Accuracy before and after; the nested model's speed and reward beside the full one's; how far off-policy."""
     steps, lines = reinforced(rows), [f"{'accuracy':28}{'before':>16}{'after':>16}"]
     for key, name in ACCURACY_NAMES.items():
         known = [(row[key], row[f"{key}_se"]) for row in rows if row[key] is not None]
