@@ -826,9 +826,10 @@ def test_every_reference_solution_of_gsm8k_is_correct():
 
 @pytest.mark.slow
 def test_a_hundred_thousand_odd_strings_take_no_time_and_raise_nothing():
-    """The figures of docs/log.md, as bounds: under 1 ms in the middle, under a second at worst."""
+    """docs/log.md has 0.4 ms in the middle and 14 at worst. The bounds leave room for a slow and busy machine: they are
+    there for what grows with the square of a string."""
     found = fuzz(100_000)
-    assert found["raised"] == 0 and found["median"] < 1e-3 and found["worst"] < 1
+    assert found["raised"] == 0 and found["median"] < 4e-3 and found["worst"] < 1
 
 
 # The graders
