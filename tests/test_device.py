@@ -67,8 +67,8 @@ def test_steps_are_as_on_the_cpu(accelerator, rank):
         if rank:
             lora.add(model, rank)
         optimizer, figures = Optimizer(model.to(device)), []
-        for seed in range(3):
-            rollout = generate(model, PROMPTS, 4, 16, [0, 1], skip=SKIP, seed=seed, full_prompt=True)
+        for seed in range(2):
+            rollout = generate(model, PROMPTS, 4, 9, [0, 1], skip=SKIP, seed=seed, full_prompt=True)
             advantages = group_advantages(REWARDS.to(device), "grpo").flatten()
             update = train.update(model, optimizer, rollout, advantages, Settings(micro_batch_tokens=60), 1e-3)
             figures.append(update[0])

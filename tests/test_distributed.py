@@ -134,9 +134,8 @@ RUNS = {  # ranks, the model, more flags
 }
 
 
-@pytest.mark.parametrize(
-    "name", [n if n.startswith("2, imp") else pytest.param(n, marks=pytest.mark.slow) for n in RUNS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
 def test_a_run_on_several_processes_is_the_run_on_one(models, script, tmp_path, name):
     """In float32, from the first sample to the last weight; rank 0 alone speaks."""
     ranks, model, flags = RUNS[name]

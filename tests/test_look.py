@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -112,14 +113,22 @@ def test_a_new_group_is_what_generate_samples_and_the_full_model_thinks(checkpoi
     assert all(c.log_rho.abs().max() < 1e-4 for c in nothing.completions)
 
 
-@pytest.fixture
-def finished(checkpoint, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def finished_once(checkpoint, tmp_path_factory):
     """A run of two groups a step, so that its samples are its whole batches."""
-    pay(monkeypatch, lambda text, p, g: len(text) % 2)
+    out = tmp_path_factory.mktemp("finished") / "out"
     flags = "--steps 3 --eval-every 2 --prompts 2 --samples 3 --max-new-tokens 9 --eval-problems 3 --skip-ratio 0.5"
     fixed = f"--valid-layers 1-3 --bypass identity --save-every 100 --device cpu --model {checkpoint}"
-    assert train.main([*flags.split(), *fixed.split(), "--out", str(tmp_path / "out")]) == 0
-    return tmp_path / "out"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        pay(monkeypatch, lambda text, p, g: len(text) % 2)
+        assert train.main([*flags.split(), *fixed.split(), "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def finished(finished_once, tmp_path):
+    """A copy of that run, which a test may spoil."""
+    return shutil.copytree(finished_once, tmp_path / "out")
 
 
 def test_what_a_run_recorded_are_the_batches_that_its_metrics_describe(finished):
