@@ -57,12 +57,12 @@ def in_turn(cases: dict[str, Callable[[], float]], repeats: int) -> dict[str, fl
 
 
 def seconds(work: Callable) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    """Until a GPU, CUDA's or Apple's, has done it too."""
+    wait = torch.accelerator.synchronize if torch.accelerator.is_available() else lambda: None
+    wait()
     start = time.perf_counter()
     work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    wait()
     return time.perf_counter() - start
 
 

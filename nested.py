@@ -329,7 +329,7 @@ def save(path: Path, bypass: Bypass | None, nested: Nested | None) -> None:
     if nested.layers:
         tensors |= {name: torch.from_numpy(np.array(figures)) for name, figures in asdict(nested.layers).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")  # another run may be reading
+    partial = path.with_suffix(f".{os.getpid()}.partial")  # another run may be reading, or writing
     facts = {"step": nested.step, "n_skipped": nested.n_skipped, "of": nested.of}
     write_safetensors(tensors, partial, {"nested": json.dumps(facts)})  # one text keeps its order
     os.replace(partial, path)
