@@ -15,6 +15,7 @@ the valid layers of D2 are measured, and D3's identity gives way to a `Bypass`. 
 import json
 import math
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from itertools import takewhile
@@ -329,10 +330,10 @@ def save(path: Path, bypass: Bypass | None, nested: Nested | None) -> None:
     if nested.layers:
         tensors |= {name: torch.from_numpy(np.array(figures)) for name, figures in asdict(nested.layers).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")  # another run may be reading, or writing
     facts = {"step": nested.step, "n_skipped": nested.n_skipped, "of": nested.of}
-    write_safetensors(tensors, partial, {"nested": json.dumps(facts)})  # one text keeps its order
-    os.replace(partial, path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as own:  # another run may be reading, or writing
+        write_safetensors(tensors, Path(own, path.name), {"nested": json.dumps(facts)})  # one text keeps its order
+        os.replace(Path(own, path.name), path)
 
 
 def read(path: Path, model: Decoder) -> tuple[Bypass | None, Nested | None]:
