@@ -137,6 +137,9 @@ class Aim:
 def measured(a: argparse.Namespace) -> None:
     """Writes the rows that are asked for and not there yet."""
     rows = read(a.out) if a.out.exists() else []
+    asked = {"samples": a.samples, "temperature": a.temperature}
+    if any(row.get(key, value) != value for row in rows for key, value in asked.items()):
+        raise SystemExit(f"{a.out} has rows of other samples or another temperature than {asked}; give another --out")
     models = Models(a)
     problems, L = models.run.tests["test"][: a.problems], models.n_layers
     aim = Aim(models, a.aim) if a.aim else None
@@ -144,7 +147,7 @@ def measured(a: argparse.Namespace) -> None:
     def write(rollouts: list[Rollout], rewards: list[list[float]], **row) -> None:
         found = models.figures(rollouts, rewards)
         full = next((each["reward"] for each in rows if each["bypass"] == "full"), found["reward"])
-        row |= {"layers": L, "samples": a.samples, "temperature": a.temperature}
+        row |= {"layers": L} | asked
         row |= {"of_full": found["reward"] / full if full else None} | found
         rows.append(row)
         print({key: value for key, value in row.items() if key != "rewards"}, flush=True)

@@ -36,17 +36,21 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 drawn = functools.cache(lambda split, size, load=arith.load: load(split))
 
 
-@pytest.fixture(autouse=True)
-def drawn_once(monkeypatch):
+@pytest.fixture(autouse=True, scope="session")
+def drawn_once():
     """arith's problems are the same every time: a test that starts a run need not draw thousands of them again."""
-    monkeypatch.setattr(arith, "load", lambda split: list(drawn(split, arith.SIZES.get(split))))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arith, "load", lambda split: list(drawn(split, arith.SIZES.get(split))))
+        yield
 
 
-@pytest.fixture(autouse=True)
-def no_picture(request, monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def no_picture(request):
     """A picture takes longer to draw than a small run to learn; test_report.py draws one."""
-    if request.module.__name__ != "test_report":
-        monkeypatch.setattr(report, "draw", lambda *given: None)
+    with pytest.MonkeyPatch.context() as patch:
+        if request.module.__name__ != "test_report":
+            patch.setattr(report, "draw", lambda *given: None)
+        yield
 
 
 @pytest.fixture(scope="session")
