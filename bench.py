@@ -17,8 +17,8 @@ turns, so that a busy minute meets them all.
 
 import argparse
 import json
+import math
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -64,6 +64,15 @@ def seconds(work: Callable) -> float:
     work()
     wait()
     return time.perf_counter() - start
+
+
+def peak() -> float:
+    """The most memory that this process has had, in GiB; nan where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return math.nan
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 class Bench:
@@ -221,8 +230,7 @@ class Bench:
             for name, value in parts.items():
                 times[name].append(value)
         rows = [{"part": name, "seconds": statistics.median(values)} for name, values in times.items()]
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(f"{P} × {G} completions of {self.length('step'):.0f} tokens; peak memory of the process {memory:.1f} GiB")
+        print(f"{P} × {G} completions of {self.length('step'):.0f} tokens; peak memory of the process {peak():.1f} GiB")
         return rows
 
     def growth(self) -> list[dict]:
@@ -232,8 +240,14 @@ class Bench:
         points += [start | {"rows": n} for n in (8, 32, 128, 512)]
         points += [start | {"vocabulary": n} for n in (8192, 32768, 131072)]
         command = [sys.executable, __file__, "point", "--repeats", "1", "--point"]
-        lines = [subprocess.run([*command, json.dumps(point)], check=True, capture_output=True) for point in points]
-        return [json.loads(line.stdout.splitlines()[-1])["point"][0] for line in lines]
+        rows = []
+        for point in points:
+            done = subprocess.run([*command, json.dumps(point)], capture_output=True, text=True)
+            if done.returncode:
+                said = done.stderr.strip().splitlines() or ["killed, for memory perhaps"]
+                raise ChildProcessError(f"growth at {point}: {said[-1]}")
+            rows.append(json.loads(done.stdout.splitlines()[-1])["point"][0])
+        return rows
 
     def point(self) -> list[dict]:
         point = json.loads(self.flags.point)
@@ -246,8 +260,7 @@ class Bench:
         advantages = torch.ones(point["rows"])
         step = partial(update, self.model, Optimizer(self.model), rollouts[0], advantages, Settings(), lr=1e-6)
         learn = seconds(step)
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        return [point | {"sample, s": sample, "update, s": learn, "peak, GiB": memory}]
+        return [point | {"sample, s": sample, "update, s": learn, "peak, GiB": peak()}]
 
 
 @contextmanager
@@ -310,7 +323,13 @@ def main(arguments: list[str] | None = None) -> int:
         if not re.fullmatch(r"[1-9]\d*x[1-9]\d*(,[1-9]\d*x[1-9]\d*)*", flags.shapes):
             raise ValueError(f"--shapes is {flags.shapes!r}; expected prompts x samples, such as 8x8 or 8x8,1x64")
         flags.shapes = [tuple(map(int, shape.split("x"))) for shape in flags.shapes.split(",")]
+        if "step" in flags.parts and flags.shapes[0][1] < 2:
+            raise ValueError(
+                f"--shapes is {flags.shapes[0][0]}x1; step takes two samples or more, for a group's signal"
+            )
         bench = Bench(flags)
+        if (most := max(P for P, _ in flags.shapes)) > len(bench.prompts) and "point" not in flags.parts:
+            raise ValueError(f"--shapes asks for {most} prompts; {flags.dataset} has {len(bench.prompts)}")
         results = {}
         for part in flags.parts:
             print(f"\n{part}\n")

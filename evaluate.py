@@ -137,6 +137,25 @@ def compare_with_full(  # SKIP
     return {"full_reward": sum(rewards) / len(rewards), "full_mean_length": length, "full_tokens_per_second": speed}
 
 
+def report(a: argparse.Namespace, records: list[list[dict]]) -> None:
+    mean, error = accuracy(records)
+    kind = f"{a.samples} samples a problem at temperature {a.temperature:g}" if a.samples else "greedy"
+    print(f"{a.dataset} {a.split}, {len(records)} problems, {kind}: accuracy {mean:.1%} ± {error:.1%}")
+    if a.samples > 1:
+        solved = [[{"correct": any(record["correct"] for record in samples)}] for samples in records]
+        mean, error = accuracy(solved)
+        print(f"pass@{a.samples}: {mean:.1%} ± {error:.1%}")
+    ended = sum(record["ended"] for samples in records for record in samples) / sum(map(len, records))
+    print(f"{ended:.1%} of the completions ended by themselves", flush=True)
+
+
+def write(out: Path, text: str) -> None:
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:  # it names no file if the disk is full
+        raise OSError(error.errno, error.strerror, str(out)) from None
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -167,16 +186,19 @@ def main(arguments: list[str] | None = None) -> int:
     for name, bound in low.items():
         if getattr(a, name) is not None and not bound <= getattr(a, name) < math.inf:
             parser.error(f"--{name.replace('_', '-')} is {getattr(a, name)}; expected {bound} or more")
+    if a.temperature != 1 and not a.samples:
+        parser.error("--temperature is of samples; give their number too (--samples)")
     try:
         device = join(a.device)
         with first_alone():
-            problems = data.load(a.dataset, a.split, a.data_dir or None)[: a.problems]
+            problems = data.load(a.dataset, a.split, a.data_dir or None)
         if data.is_file(a.dataset) and a.split != "all":
             whole = len(data.load(a.dataset, "all"))
             said = (
                 f"the {a.split} split of {a.dataset} has {len(problems)} of its {whole} problems; --split all takes all"
             )
             by_first(lambda: print(said, file=sys.stderr))
+        problems = problems[: a.problems]
         grade = grader(a.grader)
         with first_alone():
             model, tokenizer = load_model(a.model, a.dtype, device, a.prompt_template)
@@ -187,19 +209,12 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError(f"--out {out} is the data set itself; name another file")
         by_first(lambda: out.open("a").close())  # what cannot be written to should say so before the work
         records = evaluate(model, tokenizer, problems, a.max_new_tokens, n_samples, temperature, a.batch, a.seed, grade)
+        report(a, records)  # before the texts: a full disk must not cost the accuracy
         lines = (json.dumps(record) + "\n" for samples in records for record in samples)
-        by_first(lambda: out.write_text("".join(lines), encoding="utf-8"))
+        by_first(lambda: write(out, "".join(lines)))
+        print(f"texts in {out}")
     except (Exception, KeyboardInterrupt) as error:
         return complain(error, "lower --batch, --samples or --max-new-tokens")
-    mean, error = accuracy(records)
-    kind = f"{n_samples} samples a problem at temperature {temperature:g}" if a.samples else "greedy"
-    print(f"{a.dataset} {a.split}, {len(problems)} problems, {kind}: accuracy {mean:.1%} ± {error:.1%}")
-    if n_samples > 1:
-        solved = [[{"correct": any(record["correct"] for record in samples)}] for samples in records]
-        mean, error = accuracy(solved)
-        print(f"pass@{n_samples}: {mean:.1%} ± {error:.1%}")
-    ended = sum(record["ended"] for samples in records for record in samples) / sum(map(len, records))
-    print(f"{ended:.1%} of the completions ended by themselves; texts in {out}")
     leave()
     return 0
 

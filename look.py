@@ -179,13 +179,15 @@ def recorded(folder: Path, step: int | None, number: int) -> Group:
 def records_of(path: Path) -> list[dict]:
     """The lines of samples.jsonl. ValueError that names the first which is none."""
     records, needed = [], {*KEPT, "tokens", "log_eta", "log_pi"}
-    for n, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for n, line in enumerate(path.read_bytes().splitlines(), start=1):  # of a text it would cut at U+2028 too
         try:
             record = json.loads(line)
         except ValueError:
             record = None
         if not isinstance(record, dict) or ("tokens" in record and not needed <= record.keys()):
-            raise ValueError(f"{path}, line {n}: not a sample of a run of this version: {line[:80]}")
+            raise ValueError(
+                f"{path}, line {n}: not a sample of a run of this version: {line[:80].decode(errors='replace')}"
+            )
         records.append(record)
     return records
 

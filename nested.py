@@ -147,16 +147,17 @@ def fit_bypass(model: Decoder, tokens: Tensor, mask: Tensor, rank: int) -> Bypas
     squares over all positions but the first ones: of all maps of that rank from a block's normalised input to its
     update, the one with the least error (reduced-rank regression; Izenman, 1975), up to a small ridge.
     """
-    parts = []
+    parts, exact = [], torch.promote_types(model.dtype, torch.float32)
+    home = model.device if model.device.type in ("cpu", "cuda") else torch.device("cpu")  # Apple's GPU has no eigh
+    mask = mask.to(home)
 
     def fit(block: Block, arguments: tuple, output: Tensor) -> None:
-        exact = torch.promote_types(output.dtype, torch.float32)
-        update, x = (output - arguments[0]).to(exact), block.input_layernorm(arguments[0]).to(exact)
+        update, x = (output - arguments[0]).to(home, exact), block.input_layernorm(arguments[0]).to(home, exact)
         first, update, x = update[:, 0].mean(0), update[:, 1:][mask[:, 1:]], x[:, 1:][mask[:, 1:]]  # (C,), (n, C)
         mean, mean_x = update.mean(0), x.mean(0)
         update, x = update - mean, x - mean_x
         gram, cross = x.T @ x, x.T @ update  # (C, C)
-        gram.diagonal().add_(RIDGE * gram.diagonal().mean())
+        gram.diagonal().add_((RIDGE * gram.diagonal().mean()).clamp(min=1e-6))  # all 0 where all tokens are one
         matrix = torch.linalg.solve(gram, cross)  # update ≈ x matrix
         _, vectors = torch.linalg.eigh(cross.T @ matrix)  # of the fitted updates' second moments, ascending
         up = vectors[:, len(gram) - rank :]  # (C, R): where most of the fitted updates lie
@@ -169,7 +170,7 @@ def fit_bypass(model: Decoder, tokens: Tensor, mask: Tensor, rank: int) -> Bypas
     finally:
         for hook in hooks:
             hook.remove()
-    return Bypass(*(torch.stack(part).to(model.dtype) for part in zip(*parts, strict=True)))
+    return Bypass(*(torch.stack(part).to(model.device, model.dtype) for part in zip(*parts, strict=True)))
 
 
 def bypass_of(
@@ -347,7 +348,7 @@ def read(path: Path, model: Decoder) -> tuple[Bypass | None, Nested | None]:
         with safe_open(path, framework="pt") as file:
             facts = json.loads(file.metadata()["nested"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-        bypass = [tensors[f.name].to(model.device, model.dtype) for f in fields(Bypass) if f.name in tensors]
+        bypass = [tensors[f.name].to(model.device, model.dtype, copy=True) for f in fields(Bypass) if f.name in tensors]
         layers = [tensors[f.name].tolist() for f in fields(Measured) if f.name in tensors]
         measured = Measured(*layers) if layers else None
         nested = Nested(facts["step"], facts["n_skipped"], measured, facts["of"])

@@ -96,7 +96,8 @@ def draw(rows: list[dict], title: str, path: Path) -> None:
             columns = 4 if len(axis.get_legend_handles_labels()[1]) <= 4 else 3
             axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, fontsize=8)
         if name != "loss":
-            axis.set_ylim(0, 1.05 if name == "off-policy" else None)
+            lowest = min((y for key in lines for _, y in means(rows, key)), default=0.0)  # of a reward of one's own
+            axis.set_ylim(0 if lowest >= 0 else None, 1.05 if name == "off-policy" else None)
     axes[-1][0].set_xlabel("step")
     figure.suptitle("\n".join(heading), family="monospace", fontsize=8, parse_math=False)
     save(figure, path)

@@ -80,13 +80,15 @@ def curve(rows: list[dict], width: int = 60, height: int = 10) -> str:
 
 
 def plot(series: dict[str, list[tuple[float, float]]], last: int, width: int = 60, height: int = 10) -> str:
-    """(step, value) of each mark, values from 0 up and steps from 0 to the last; later marks hide earlier ones."""
-    top = max(y for each in series.values() for _, y in each) or 1.0
+    """(step, value) of each mark, values from 0 or the lowest up, steps from 0 to the last; later marks hide earlier
+    ones."""
+    values = [0.0, *(y for each in series.values() for _, y in each)]
+    bottom, span = min(values), max(values) - min(values) or 1.0
     grid = [[" "] * (width + 1) for _ in range(height + 1)]
     for mark, each in series.items():
         for x, y in each:
-            grid[round(y / top * height)][round(x / (last or 1) * width)] = mark
-    labels = {height: f"{top:.2f}", 0: "0.00"}
+            grid[round((y - bottom) / span * height)][round(x / (last or 1) * width)] = mark
+    labels = {height: f"{bottom + span:.2f}", 0: f"{bottom:.2f}"}
     lines = [f"{labels.get(level, ''):>5} |{''.join(grid[level])}".rstrip() for level in reversed(range(height + 1))]
     return "\n".join([*lines, f"{'':5} +{'-' * width}> step {last or 1}"])
 

@@ -16,6 +16,7 @@ import os
 import shlex
 import sys
 import time
+import traceback
 import warnings
 import zlib
 from collections.abc import Iterable
@@ -49,7 +50,7 @@ from support import checkpoint, distributed
 from support.checkpoint import hear_signals, hear_together, terminable, uninterrupted
 from support.distributed import added, alone, anyone, balanced, deal, everyone, from_first
 from support.graders import grader
-from support.log import Log, complain, examples, groups, read
+from support.log import Log, complain, examples, groups, out_of_memory, read
 from support.memory import check as check_memory
 from support.optimizer import Optimizer
 from support.pretrained import check_room, find_checkpoint, load_model, pick_device
@@ -92,8 +93,8 @@ def reinforce(run: "Run") -> None:
             with log.phase("update"):
                 for moved in range(s.updates):
                     of_update, log_rho = update(model, run.optimizer, rollout, advantages.flatten(), s, lr, not moved)
-                    figures |= of_update
-                    if not figures["stepped"]:
+                    figures |= of_update | {"stepped": moved > 0 or of_update["stepped"]}
+                    if not of_update["stepped"]:
                         break
                     run.whole = False  # until the step is counted
             seen = groups(step, records, rollout, log_rho, advantages) if run.is_evaluated(step) else []
@@ -141,11 +142,10 @@ def update(
             loss.backward()
             optimizer.collect_gradients()
             total += loss.item()
-    stepped, total = bool(advantages.any()), sum(everyone(total))
-    log_rho, entropy = added(log_rho), added(entropy)
-    figures = {"loss": total if stepped else None, "entropy": entropy[rollout.mask].mean().item()}
-    figures |= {"lr": lr, "stepped": stepped} | diagnostics(log_rho, rollout.mask)
-    figures["grad_norm"] = optimizer.step(lr, s.max_grad_norm) if stepped else None
+    total, log_rho, entropy = sum(everyone(total)), added(log_rho), added(entropy)
+    figures = {"lr": lr, "entropy": entropy[rollout.mask].mean().item()} | diagnostics(log_rho, rollout.mask)
+    norm = optimizer.step(lr, s.max_grad_norm) if advantages.any() else 0.0
+    figures |= {"stepped": True, "loss": total, "grad_norm": norm} if norm else {"stepped": False}
     return figures, log_rho
 
 
@@ -280,9 +280,10 @@ class Run:
         """D3: the mask of a step. Before step 1, N + 1, 2N + 1, … (--measure-every) nested models are measured."""
         s, n_layers = self.settings, self.model.config.num_hidden_layers
         due, measured = step - (step - 1) % s.measure_every, self.valid is None or s.bypass != "identity"
-        if s.skip_ratio and (measured or s.skip_ratio == "auto") and (self.nested is None or self.nested.step != due):
+        asked = None if s.skip_ratio == "auto" else round(s.skip_ratio * n_layers)
+        if (asked is None or asked and measured) and (self.nested is None or self.nested.step != due):
             measure_nested(self, due)
-        n_skipped = self.nested.n_skipped if self.nested else round(s.skip_ratio * n_layers)
+        n_skipped = self.nested.n_skipped if self.nested else asked
         valid = self.nested.layers.valid_layers(n_skipped) if self.nested and self.nested.layers else self.valid or []
         generator = torch.Generator().manual_seed((s.seed * 1_000_003 + step) % 2**32)  # a generator takes 32 bits
         return sample_mask(n_layers, n_skipped / n_layers, valid, generator)
@@ -383,7 +384,8 @@ def measure_nested(run: Run, step: int) -> None:  # SKIP
     """Measures the nested models on a few train problems and prints the result. For the weights of --model, before any
     step, it is cached in that folder, and the next run reads it from there."""
     s = run.settings
-    n = min((nested.COUNT if s.skip_ratio == "auto" else nested.PROBE) + nested.FIT, len(run.train))
+    n = (nested.COUNT if s.skip_ratio == "auto" else nested.PROBE) + nested.FIT * (s.bypass != "identity")
+    n = min(n, len(run.train))
     prompts = [run.tokenizer.encode_prompt(p.question) for p in draw_problems(run.train, n, step=1, seed=0)]
     n_skipped = None if s.skip_ratio == "auto" else round(s.skip_ratio * run.model.config.num_hidden_layers)
     full_prompt = s.prefill == "full"
@@ -618,8 +620,14 @@ def work(run: Run) -> tuple[int, bool]:
         return complain(error), False
     except BaseException as error:
         together = alone() or isinstance(error, KeyboardInterrupt)  # an error is of one process, and saving takes all
-        if together and run.whole and run.optimizer.whole and run.optimizer.finite():
-            run.save()
+        if out_of_memory(error):
+            traceback.clear_frames(error.__traceback__)  # what they hold is room to save in
+        try:
+            if together and run.whole and run.optimizer.whole and run.optimizer.finite():
+                run.save()
+        except Exception as second:
+            if not out_of_memory(second):
+                raise
         phase = run.log.phase_now or "set-up"
         lower = LESS_MEMORY.get(phase, "the size of the model")
         weights = f"--model {run.log.folder / 'checkpoint'} to keep the weights"

@@ -24,7 +24,7 @@ from pathlib import Path
 from docs.comparison import seconds
 from report import reinforced
 from support.log import complain, read
-from support.settings import Settings
+from support.settings import flag, read_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 ARMS = {"full": "--skip-ratio 0 --gradient on-policy"} | {
@@ -39,7 +39,9 @@ ARMS |= {
     "0.2 4 samples": f"{ARMS['0.2 is-sequence']} --samples 4",
 }
 WORTH = 1.1  # times as many steps in the same seconds: below it they are not evaluated once more
-TOO = ("--model", "--dataset", "--data-dir", "--dtype", "--max-new-tokens", "--temperature")  # of evaluate.py as well
+TOO = (
+    "dataset data_dir dtype device grader prompt_template max_new_tokens temperature".split()
+)  # of evaluate.py as well
 
 
 def call(command: list, log: Path) -> None:
@@ -59,9 +61,10 @@ def steps_of(folder: Path) -> list[dict]:
 
 def train(a: argparse.Namespace, folder: Path, arm: str, seed: int, steps: int) -> None:
     """Up to so many steps, from the beginning or from where the run stopped."""
-    begun = (folder / "config.json").is_file()
     once = ["--eval-every", 10**6, "--eval-problems", 8, "--keep", 1]  # what is compared is evaluated on its own
-    flags = ["--resume"] if begun else [*a.flags, *ARMS[arm].split(), *once, "--seed", seed]
+    flags = [*a.flags, *ARMS[arm].split(), *once, "--seed", seed]
+    if (folder / "config.json").is_file():
+        flags += ["--resume"]  # refused where a flag has changed
     if len(steps_of(folder)) < steps:
         call(["train.py", *flags, "--steps", steps, "--out", folder], log_of(folder))
 
@@ -72,10 +75,20 @@ def evaluate(a: argparse.Namespace, folder: Path, steps: int) -> None:
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if str(steps) in known:
         return
-    given = {name: a.flags[a.flags.index(name) + 1] for name in TOO if name in a.flags}
-    given = {"--dataset": Settings().dataset} | given | {"--model": folder / "checkpoint"}
-    flags = [word for pair in given.items() for word in pair]
-    flags += ["--split", a.split, "--samples", a.samples, "--problems", a.problems, "--batch", a.batch]
+    s = read_settings(folder)
+    flags = [word for name in TOO if getattr(s, name) for word in (flag(name), getattr(s, name))]
+    flags += [
+        "--model",
+        folder / "checkpoint",
+        "--split",
+        a.split,
+        "--samples",
+        a.samples,
+        "--problems",
+        a.problems,
+        "--batch",
+        a.batch,
+    ]
     texts = folder / "generated.jsonl"
     call(["evaluate.py", *flags, "--out", texts], log_of(folder))
     correct = [json.loads(line)["correct"] for line in texts.read_text(encoding="utf-8").splitlines()]
@@ -138,6 +151,8 @@ def main(arguments: list[str] | None = None) -> int:
     a = parser.parse_args(own)
     a.flags = flags
     try:
+        if any(word.split("=")[0] == "--test-file" for word in flags):
+            raise ValueError("--test-file: a study evaluates a split of --dataset; give none")
         a.out.mkdir(parents=True, exist_ok=True)
         if a.plan:
             plan(a)

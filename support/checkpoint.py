@@ -134,11 +134,13 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def refuse_a_run(folder: Path) -> None:
-    """Raises FileExistsError if the folder already holds a run."""
+    """Raises FileExistsError if the folder already holds a run, or a model, whose config.json a run would replace."""
     if inside := next(folder.glob("*/metrics.jsonl"), None):
         raise FileExistsError(f"--out {folder} is a folder of runs, {inside.parent.name} among them; name one in it")
     if (folder / "metrics.jsonl").exists() or (folder / "checkpoint").exists():
         raise FileExistsError(f"--out {folder} already holds a run; name another folder, or go on with it (--resume)")
+    if (folder / "tokenizer.json").exists() or any(folder.glob("*.safetensors")):
+        raise FileExistsError(f"--out {folder} holds a model; name another folder for the run")
 
 
 def claim_new(folder: Path, any_name: bool) -> tuple[Path, FileLock]:

@@ -53,7 +53,7 @@ class MathVerify:
             stderr=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is not for it; it ends with its input
         )
-        if self.worker.stdout.readline() != b"ready\n":
+        if self.worker.stdout.readline().strip() != b"ready":
             said = self.worker.communicate()[1].decode(errors="replace").strip().splitlines() or ["it was killed"]
             self.worker = None
             raise ValueError(f"--grader math-verify: the package does not run ({said[-1]})")
@@ -84,7 +84,7 @@ class MathVerify:
             timer.cancel()
             if not line:  # killed, or interrupted, when it would still answer
                 self.close()
-        return line == b"true\n"
+        return line.strip() == b"true"
 
     def close(self) -> None:
         if self.worker is not None:

@@ -55,11 +55,15 @@ class Optimizer:
                 master.grad = added_slice(torch.zeros_like(working, dtype=torch.float32) if mine is None else mine)
 
     def step(self, lr: float, max_grad_norm: float) -> float:
-        """Clips, steps, forgets the gradient; returns its norm before clipping. FloatingPointError if not finite."""
+        """Clips, steps, forgets the gradient; returns its norm before clipping. Where that is 0 nothing moves, by what
+        AdamW remembers neither. FloatingPointError if it is not finite."""
         self.add_up()
         norm = whole(torch.nn.utils.clip_grad_norm_(self.masters, max_grad_norm or math.inf)).item()
         if not math.isfinite(norm):
             raise FloatingPointError(f"the gradient's norm is {norm}")
+        if norm == 0:
+            self.adamw.zero_grad()
+            return norm
         self.whole = False
         for group in self.adamw.param_groups:
             group["lr"] = lr

@@ -262,7 +262,7 @@ def read_file(path: Path, dtype: torch.dtype, device) -> dict[str, Tensor]:
                 tensor = file.get_tensor(name)
                 if not tensor.is_floating_point():
                     raise ValueError(f"{path}: {name} is {tensor.dtype}; only floating-point weights are implemented")
-                tensors[name] = tensor.to(device, dtype)
+                tensors[name] = tensor.to(device, dtype, copy=True)  # not the file's own pages: it may be replaced
     except SafetensorError as error:
         raise ValueError(f"{path}: not a whole safetensors file ({error}); copy or download it again") from None
     return tensors

@@ -237,7 +237,8 @@ def with_whole_paths(given: dict) -> dict:
     """A resume may come from another folder."""
     for name in ("dataset", "data_dir", "model", "adapter", "test_file"):
         path = os.path.abspath(os.path.expanduser(given.get(name, "")))
-        if given.get(name) and (name in ("data_dir", "test_file") or data.is_file(path) or os.path.isdir(path)):
+        folder = name != "dataset" and os.path.isdir(path)  # a folder called svamp is not what --dataset svamp means
+        if given.get(name) and (name in ("data_dir", "test_file") or data.is_file(path) or folder):
             given[name] = path
     return given
 

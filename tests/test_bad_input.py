@@ -20,7 +20,7 @@ import evaluate
 import train
 from data import svamp
 from docs import tiny
-from support.settings import GONE, GROUPS, Settings
+from support.settings import GONE, GROUPS, Settings, with_whole_paths
 
 RECORD = {"question": "Two and two?", "answer": "2 + 2 = <<2+2=4>>4\n#### 4"}
 CONTEXT = 256
@@ -318,6 +318,24 @@ def test_a_data_folder_without_the_file_is_named(complaint, problems, script):
 
 
 # Where to write
+
+
+def test_a_folder_that_holds_a_model_is_not_written_to(checkpoint, capsys):
+    """A run has a config.json too, and would leave the model without its own."""
+    before = (checkpoint / "config.json").read_bytes()
+    assert train.main(["--model", str(checkpoint), "--dataset", "arith", "--out", str(checkpoint)]) == 2
+    assert f"--out {checkpoint} holds a model" in capsys.readouterr().err
+    assert (checkpoint / "config.json").read_bytes() == before
+
+
+def test_a_folder_called_like_a_data_set_is_not_that_data_set(tmp_path, monkeypatch):
+    """--out svamp leaves one."""
+    (tmp_path / "svamp").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert with_whole_paths({"dataset": "svamp", "model": "svamp"}) == {
+        "dataset": "svamp",
+        "model": str(tmp_path / "svamp"),
+    }
 
 
 def test_a_folder_that_holds_a_run_is_not_written_to(checkpoint, problems, tmp_path, capsys):

@@ -39,8 +39,11 @@ def test_transformers_samples_the_same_work(capsys):
     assert row["times"] == pytest.approx(row["tokens/s"] / row["transformers"]) and 0 < row["its length"] <= 3
 
 
-@pytest.mark.parametrize("flags", [["speed"], ["--dataset", "svamp", "--data-dir", "nowhere"], ["--shapes", "8"]])
+@pytest.mark.parametrize(
+    "flags",
+    ["speed", "--dataset svamp --data-dir nowhere", "--shapes 8", "step --shapes 2x1", "rollout --shapes 501x1"],
+)
 def test_what_cannot_be_measured_is_one_line(flags, capsys):
-    """A mistyped part, a missing folder, a shape that is none."""
-    assert bench.main(flags) == 2
+    """A mistyped part, a missing folder, a shape that is none, no group, more prompts than there are."""
+    assert bench.main(flags.split()) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1

@@ -1,6 +1,7 @@
 """Scoring and evaluation: what counts as right, and that the figure does not depend on how it is computed."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -90,6 +91,23 @@ def test_the_command_line_prints_accuracy_and_writes_the_texts(folder, tmp_path,
     assert len([json.loads(line) for line in out.read_text().splitlines()]) == 6
 
 
+def test_a_full_disk_does_not_cost_the_accuracy(folder, tmp_path, capsys, monkeypatch):
+    """It is printed before the texts are written."""
+    flags = ["--problems", "1", "--max-new-tokens", "2", "--device", "cpu", "--out", str(tmp_path / "texts.jsonl")]
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr(Path, "write_text", lambda *given, **named: (_ for _ in ()).throw(full))
+    assert evaluate.main(["--model", str(folder), "--dataset", "arith", *flags]) == 1
+    said = capsys.readouterr()
+    assert "accuracy 0.0%" in said.out and f"{tmp_path / 'texts.jsonl'}: No space left" in said.err
+
+
+def test_a_temperature_without_samples_is_refused(folder, capsys):
+    """A greedy answer has none."""
+    with pytest.raises(SystemExit):
+        evaluate.main(["--model", str(folder), "--dataset", "arith", "--temperature", "0.5"])
+    assert "--samples" in capsys.readouterr().err
+
+
 def test_of_a_file_of_ones_own_the_test_split_is_evaluated_unless_another_is_named(folder, tmp_path, capsys):
     """It may have been trained on, as of every other data set. AIME's 30 problems are all for testing: --split all."""
     own = tmp_path / "aime.jsonl"
@@ -97,9 +115,9 @@ def test_of_a_file_of_ones_own_the_test_split_is_evaluated_unless_another_is_nam
     flags = ["--model", str(folder), "--dataset", str(own), "--max-new-tokens", "2", "--device", "cpu"]
     assert evaluate.main([*flags, "--split", "all", "--out", str(tmp_path / "texts.jsonl")]) == 0
     assert f"{own} all, 30 problems, greedy" in capsys.readouterr().out
-    assert evaluate.main([*flags, "--out", str(tmp_path / "texts.jsonl")]) == 0
+    assert evaluate.main([*flags, "--problems", "1", "--out", str(tmp_path / "texts.jsonl")]) == 0
     said, n = capsys.readouterr(), len(data.load(str(own), "test"))
-    assert f"{own} test, {n} problems" in said.out
+    assert f"{own} test, 1 problems" in said.out and n > 1
     assert said.err == f"the test split of {own} has {n} of its 30 problems; --split all takes all\n"
 
 

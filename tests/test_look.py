@@ -208,6 +208,14 @@ def test_a_broken_line_of_samples_is_named(finished, line, capsys):
     assert look.main([str(finished)]) == 2 and f"samples.jsonl, line {n}: not a sample" in capsys.readouterr().err
 
 
+def test_a_line_ends_at_its_end_and_not_at_a_separator_within(finished):
+    """U+2028 is a letter of a text; str.splitlines would cut there."""
+    path = finished / "samples.jsonl"
+    n = len(look.records_of(path))
+    path.write_text(path.read_text(encoding="utf-8").replace('"question": "', '"question": "\u2028'), encoding="utf-8")
+    assert len(look.records_of(path)) == n
+
+
 def test_samples_without_their_line_of_metrics_are_no_traceback(finished, capsys):
     """A run that was killed between the two."""
     rows = (finished / "metrics.jsonl").read_text().splitlines(keepends=True)

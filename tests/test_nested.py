@@ -68,6 +68,19 @@ def test_the_fitted_bypass_is_the_best_of_its_rank(model, rank):
         torch.testing.assert_close(error, least + (torch.linalg.svdvals(regression)[rank:] ** 2).sum())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_where_all_positions_are_one_token_the_bypass_is_its_update(dtype):
+    """A model that ends at once: there is no slope to fit, and rounding must not be taken for one."""
+    model = small_model(dtype)
+    bypass = fit_bypass(model, torch.tensor([[3, 5]] * 7), torch.tensor([[True, True]] * 7), rank=3)
+    assert all(tensor.isfinite().all() for tensor in vars(bypass).values())
+    assert (bypass.up[0] @ bypass.down[0]).abs().max() < 1e-3
+    x = model.model.embed_tokens(torch.tensor([[3, 5]]))
+    positions, bias = positions_and_bias(2, None, torch.empty(0, dtype=dtype))
+    update = model.model.layers[0](x, rotary_tables(model.config, positions, dtype), bias, None, 0) - x
+    torch.testing.assert_close(bypass(0, x, torch.arange(2)[None]), update, rtol=0.02, atol=0.02)
+
+
 def additive(losses):
     """An acceptance from which each skipped layer takes its loss."""
     return lambda mask: 1 - sum(loss for loss, skipped in zip(losses, mask, strict=True) if skipped)

@@ -65,6 +65,13 @@ def test_a_folder_of_runs_is_listed_a_line_each(tmp_path, capsys):
     )
 
 
+def test_a_reward_below_0_is_drawn_below_0(tmp_path):
+    """Of one's own: − 1 for a wrong answer."""
+    plotted = report.plot({"·": [(0, -1.0), (1, 1.0)], "o": [(1, 0.0)]}, last=1, width=2, height=4).splitlines()
+    assert [line[7:] for line in plotted[:5]] == ["  ·", "", "  o", "", "·"]
+    assert plotted[0].startswith(" 1.00 |") and plotted[4].startswith("-1.00 |")
+
+
 def test_a_run_that_was_evaluated_once_has_no_accuracy_after():
     """The same figure twice, + 0.0 points, reads as a run that learned nothing."""
     [line] = [line for line in report.table(RUN[:3]).splitlines() if line.startswith("test, greedy")]

@@ -1,6 +1,8 @@
 """docs/study.py and docs/comparison.py: runs of several arms and seeds, and what they came to."""
 
+import argparse
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,6 +57,40 @@ def test_an_interval_is_over_problems_and_over_seeds():
     assert comparison.interval(same * [[1], [-1]], 200) == (-1.0, 1.0)
     low, high = comparison.interval(np.tile([1.0, -1.0], (100, 2)), 200)
     assert low == -1.0 and high == 1.0, "four problems"
+
+
+def test_a_run_is_evaluated_by_its_own_settings(tmp_path, monkeypatch):
+    """However its flags were spelt; a prompt or a grader of its own are not forgotten."""
+    s = Settings(
+        dataset="svamp", prompt_template="Q: {question}", grader="math-verify", temperature=0.5, dtype="bfloat16"
+    )
+    tmp_path.joinpath("full-0").mkdir()
+    write_settings(s, tmp_path / "full-0")
+    calls = []
+
+    def call(command, log):
+        calls.append(list(map(str, command)))
+        Path(command[-1]).write_text('{"correct": true}\n{"correct": false}\n')
+
+    monkeypatch.setattr(study, "call", call)
+    a = argparse.Namespace(split="test", samples=2, problems=1, batch=8, flags=["--dataset=svamp"])
+    study.evaluate(a, tmp_path / "full-0", 3)
+    [flags] = calls
+    given = dict(zip(flags[1::2], flags[2::2], strict=True))
+    wanted = {
+        "--dataset": "svamp",
+        "--prompt-template": "Q: {question}",
+        "--grader": "math-verify",
+        "--dtype": "bfloat16",
+    }
+    assert given | wanted | {"--temperature": "0.5", "--samples": "2", "--split": "test"} == given
+    assert json.loads((tmp_path / "full-0" / "correct.json").read_text()) == {"3": ["10"]}
+
+
+def test_a_file_to_test_with_is_no_study_s(tmp_path, capsys):
+    """Its problems would not be the ones that are evaluated."""
+    assert study.main(["--out", str(tmp_path / "runs"), "--", "--test-file=own.jsonl"]) == 2
+    assert "--test-file" in capsys.readouterr().err and not (tmp_path / "runs").exists()
 
 
 def test_the_picture_has_a_line_a_gradient(runs):

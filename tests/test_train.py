@@ -973,6 +973,40 @@ def test_out_of_memory_says_which_setting_to_lower(run, easy_reward, monkeypatch
     assert "--samples, --prompts or --max-new-tokens" in capsys.readouterr().err
 
 
+def test_memory_that_does_not_suffice_to_save_either_costs_no_advice(run, easy_reward, monkeypatch, capsys):
+    """What the checkpoint needs may be more than what is left: the one before it stays."""
+    interrupt_in_step_2(monkeypatch, MemoryError())
+    saved, out_of_memory = [], train.out_of_memory
+
+    def from_now_on(error):
+        monkeypatch.setattr(train.Run, "save", lambda run: saved.append(1) or torch.empty(2**60))
+        return out_of_memory(error)
+
+    monkeypatch.setattr(train, "out_of_memory", from_now_on)
+    status, out = run()
+    said = capsys.readouterr()
+    assert status == 1 and saved and "--samples, --prompts or --max-new-tokens" in said.err
+    assert f"checkpoint: {out / 'checkpoint'} (after step 0)" in said.out
+
+
+def test_weights_that_are_all_0_take_no_step(run, easy_reward, monkeypatch):
+    """--bound mask may leave nothing of a batch: AdamW would go on by what it remembers."""
+    original = train.gradient_weights
+    monkeypatch.setattr(train, "gradient_weights", lambda *a: original(*a) * (len(steps) != 1))
+    steps, step = [], Optimizer.step
+
+    def kept(self, *given):
+        before = [p.detach().clone() for p in self.working]
+        steps.append((step(self, *given), all(map(torch.equal, before, self.working))))
+        return steps[-1][0]
+
+    monkeypatch.setattr(Optimizer, "step", kept)
+    status, out = run("--steps", "3", "--prompts", "4")
+    assert status == 0 and [still for _, still in steps] == [norm == 0 for norm, _ in steps] == [False, True, False]
+    rows = [row for row in metrics(out) if row["phase"] == "reinforce"]
+    assert [row["stepped"] for row in rows] == [True, False, True] and rows[1]["loss"] is rows[1]["grad_norm"] is None
+
+
 def test_gradient_checkpointing_is_asked_for_by_its_flag(run, easy_reward, monkeypatch):
     """test_blocks.py holds what it does; here that it is done, and that the weights come out the same."""
     calls, weights = [], []
@@ -1118,6 +1152,16 @@ def test_a_model_beside_which_nothing_can_be_kept_is_measured_with_a_warning(che
     (folder / "nested").touch()
     with pytest.warns(UserWarning, match="cannot be kept beside the model"):
         assert trained(folder, tmp_path / "out") == 0
+
+
+@pytest.mark.parametrize("flags, problems", [("--skip-ratio 0.1", []), ("--bypass identity", [8]), ("", [20])])
+def test_no_more_is_measured_than_is_used(checkpoint, tmp_path, monkeypatch, capsys, flags, problems):
+    """A ratio that rounds to no layer needs no nested model, and the bypass that is none no completions to fit."""
+    folder, calls = Path(shutil.copytree(checkpoint, tmp_path / "model")), spy(monkeypatch, nested, "measure")
+    shutil.rmtree(folder / "nested", ignore_errors=True)
+    monkeypatch.setattr(nested, "FIT", 12)
+    assert trained(folder, tmp_path / "out", *flags.split()) == 0
+    assert [len(call["prompts"]) for call in calls] == problems and "too few" not in capsys.readouterr().out
 
 
 def test_a_broken_measurement_beside_a_model_is_made_again(checkpoint, tmp_path):
