@@ -14,6 +14,7 @@ nested models are made from, and how far the run has come (`Run.state`); `--resu
 import math
 import os
 import shlex
+import subprocess
 import sys
 import time
 import traceback
@@ -507,7 +508,8 @@ def load_run(s: Settings, train: list, tests: dict, out: Path, saved: Path | Non
 
 
 def restored(s: Settings, train: list, tests: dict, out: Path, saved: list[Path]) -> Run:
-    """The run as its newest whole checkpoint left it. If there is none, raises the error of the newest."""
+    """The run as its newest whole checkpoint left it; those before it get out of the way, for a later save keeps the
+    latest. If there is none, raises the error of the newest."""
     errors = []
     for folder in saved:
         run = error = None
@@ -521,6 +523,7 @@ def restored(s: Settings, train: list, tests: dict, out: Path, saved: list[Path]
             continue
         if errors:
             warnings.warn(f"{errors[0]}; going on from {folder}", stacklevel=1)
+            distributed.by_first(lambda: checkpoint.set_aside(saved[: len(errors)]))
         return run
     raise errors[0]
 
@@ -600,7 +603,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"checkpoint: {run.log.folder / 'checkpoint'} (after {saved})" if saved else "checkpoint: none")
         if status and hopeful:
             python = "python" if alone() else f"torchrun --nproc-per-node {distributed.world()}"
-            print(f"go on with: {python} train.py --out {shlex.quote(str(run.log.folder))} --resume", flush=True)
+            out = [str(run.log.folder)]
+            out = subprocess.list2cmdline(out) if os.name == "nt" else shlex.join(out)
+            print(f"go on with: {python} train.py --out {out} --resume", flush=True)
     if status == 0:
         distributed.leave()
     return 1 if status == 2 else status  # 2 is for what the user gave, which set_up has checked

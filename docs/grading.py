@@ -269,6 +269,8 @@ def main() -> int:
     parser.add_argument("--show", type=int, default=0, help="disagreements to print of each group and rewriting")
     parser.add_argument("--processes", type=int, default=2)
     a = parser.parse_args()
+    if not a.fuzz and not a.data_dir:
+        parser.error("expected --data-dir, the folder of math12k_part.jsonl and math500.jsonl")
     if a.fuzz:
         found = fuzz(a.fuzz)
         print(f"{a.fuzz:,} strings, three questions each: {found['raised']} exceptions, median ", end="")

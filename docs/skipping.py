@@ -33,6 +33,7 @@ from losses import diagnostics, log_ratio
 from pictures import style
 from rollout import Rollout, completion_logprobs, generate
 from skip import sample_mask
+from support.log import complain
 
 SIGNS = ("acceptance", "acceptance_p5", "sequence_acceptance", "ess")
 BYPASSES = ("linear", "mean", "identity")
@@ -139,7 +140,7 @@ def measured(a: argparse.Namespace) -> None:
     rows = read(a.out) if a.out.exists() else []
     asked = {"samples": a.samples, "temperature": a.temperature}
     if any(row.get(key, value) != value for row in rows for key, value in asked.items()):
-        raise SystemExit(f"{a.out} has rows of other samples or another temperature than {asked}; give another --out")
+        raise ValueError(f"{a.out} has rows of other samples or another temperature than {asked}; give another --out")
     models = Models(a)
     problems, L = models.run.tests["test"][: a.problems], models.n_layers
     aim = Aim(models, a.aim) if a.aim else None
@@ -253,9 +254,12 @@ def main() -> int:
     a = parser.parse_args()
     if a.aim and a.temperature != 1:
         parser.error("--aim is measured at a temperature of 1")
-    if not a.read:
-        measured(a)
-    worlds = {path.stem.replace("_", " "): read(path) for path in a.read or [a.out]}
+    try:
+        if not a.read:
+            measured(a)
+        worlds = {path.stem.replace("_", " "): read(path) for path in a.read or [a.out]}
+    except (ValueError, OSError, KeyboardInterrupt) as error:
+        return complain(error)
     for name, rows in worlds.items():
         print(f"\n{name}\n\n{table(rows)}\n\n{correlations(rows)}")
     print(f"\nall\n\n{correlations([row for rows in worlds.values() for row in rows])}")

@@ -133,6 +133,14 @@ def checkpoints(folder: Path) -> list[Path]:
     return [*newest, *older_checkpoints(folder)]
 
 
+def set_aside(broken: list[Path]) -> None:
+    """Checkpoints that could not be read get names that are no checkpoint's."""
+    for folder in broken:
+        named = folder.with_name(f"{folder.name}.broken")
+        shutil.rmtree(named, ignore_errors=True)
+        os.replace(folder, named)
+
+
 def refuse_a_run(folder: Path) -> None:
     """Raises FileExistsError if the folder already holds a run, or a model, whose config.json a run would replace."""
     if inside := next(folder.glob("*/metrics.jsonl"), None):

@@ -365,6 +365,9 @@ def test_a_checkpoint_that_a_power_cut_has_ruined_gives_way_to_the_one_before(
     [warning] = [str(w.message) for w in recwarn if "going on from" in str(w.message)]
     assert str(stopped / "checkpoint") in warning and warning.endswith(f"going on from {stopped / 'checkpoint-0'}")
     assert_same(stopped, whole_run)
+    assert (stopped / "checkpoint.broken").is_dir(), "else it would be kept in place of a whole one"
+    states = [folder / "training" / "state.json" for folder in saving.checkpoints(stopped)]
+    assert [json.loads(state.read_text())["step"] for state in states] == [4, 2]
 
 
 def test_lines_that_a_power_cut_has_lost_are_written_again(stopped, whole_run, recwarn):
