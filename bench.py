@@ -66,7 +66,7 @@ def seconds(work: Callable) -> float:
     return time.perf_counter() - start
 
 
-def peak() -> float:
+def peak_memory() -> float:
     """The most memory that this process has had, in GiB; nan where the system does not say."""
     try:
         import resource
@@ -230,7 +230,8 @@ class Bench:
             for name, value in parts.items():
                 times[name].append(value)
         rows = [{"part": name, "seconds": statistics.median(values)} for name, values in times.items()]
-        print(f"{P} × {G} completions of {self.length('step'):.0f} tokens; peak memory of the process {peak():.1f} GiB")
+        length = self.length("step")
+        print(f"{P} × {G} completions of {length:.0f} tokens; peak memory of the process {peak_memory():.1f} GiB")
         return rows
 
     def growth(self) -> list[dict]:
@@ -260,7 +261,7 @@ class Bench:
         advantages = torch.ones(point["rows"])
         step = partial(update, self.model, Optimizer(self.model), rollouts[0], advantages, Settings(), lr=1e-6)
         learn = seconds(step)
-        return [point | {"sample, s": sample, "update, s": learn, "peak, GiB": peak()}]
+        return [point | {"sample, s": sample, "update, s": learn, "peak, GiB": peak_memory()}]
 
 
 @contextmanager
@@ -328,8 +329,10 @@ def main(arguments: list[str] | None = None) -> int:
                 f"--shapes is {flags.shapes[0][0]}x1; step takes two samples or more, for a group's signal"
             )
         bench = Bench(flags)
-        if (most := max(P for P, _ in flags.shapes)) > len(bench.prompts) and "point" not in flags.parts:
-            raise ValueError(f"--shapes asks for {most} prompts; {flags.dataset} has {len(bench.prompts)}")
+        if (most := max(P for P, _ in flags.shapes)) > len(bench.prompts):
+            raise ValueError(
+                f"--shapes asks for {most} prompts; the test split of {flags.dataset} has {len(bench.prompts)}"
+            )
         results = {}
         for part in flags.parts:
             print(f"\n{part}\n")

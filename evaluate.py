@@ -137,7 +137,7 @@ def compare_with_full(  # SKIP
     return {"full_reward": sum(rewards) / len(rewards), "full_mean_length": length, "full_tokens_per_second": speed}
 
 
-def report(a: argparse.Namespace, records: list[list[dict]]) -> None:
+def summarise(a: argparse.Namespace, records: list[list[dict]]) -> None:
     mean, error = accuracy(records)
     kind = f"{a.samples} samples a problem at temperature {a.temperature:g}" if a.samples else "greedy"
     print(f"{a.dataset} {a.split}, {len(records)} problems, {kind}: accuracy {mean:.1%} ± {error:.1%}")
@@ -209,9 +209,11 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError(f"--out {out} is the data set itself; name another file")
         by_first(lambda: out.open("a").close())  # what cannot be written to should say so before the work
         records = evaluate(model, tokenizer, problems, a.max_new_tokens, n_samples, temperature, a.batch, a.seed, grade)
-        report(a, records)  # before the texts: a full disk must not cost the accuracy
         lines = (json.dumps(record) + "\n" for samples in records for record in samples)
-        by_first(lambda: write(out, "".join(lines)))
+        try:
+            by_first(lambda: write(out, "".join(lines)))
+        finally:
+            summarise(a, records)  # a full disk does not cost the accuracy, nor a closed pipe the texts
         print(f"texts in {out}")
     except (Exception, KeyboardInterrupt) as error:
         return complain(error, "lower --batch, --samples or --max-new-tokens")

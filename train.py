@@ -508,8 +508,8 @@ def load_run(s: Settings, train: list, tests: dict, out: Path, saved: Path | Non
 
 
 def restored(s: Settings, train: list, tests: dict, out: Path, saved: list[Path]) -> Run:
-    """The run as its newest whole checkpoint left it; those before it get out of the way, for a later save keeps the
-    latest. If there is none, raises the error of the newest."""
+    """The run as its newest whole checkpoint left it. Broken newer ones are renamed, else a later save would keep them
+    in place of whole ones. If there is no whole one, raises the error of the newest."""
     errors = []
     for folder in saved:
         run = error = None
@@ -633,6 +633,7 @@ def work(run: Run) -> tuple[int, bool]:
         except Exception as second:
             if not out_of_memory(second):
                 raise
+            warnings.warn("no memory is left to save the last boundary: the checkpoint before it stays", stacklevel=1)
         phase = run.log.phase_now or "set-up"
         lower = LESS_MEMORY.get(phase, "the size of the model")
         weights = f"--model {run.log.folder / 'checkpoint'} to keep the weights"

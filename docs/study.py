@@ -108,7 +108,7 @@ def run(a: argparse.Namespace, arm: str, seed: int) -> None:
         return
     train(a, folder, arm, seed, a.steps)
     evaluate(a, folder, a.steps)
-    more = round(a.steps * seconds(steps_of(first)) / seconds(steps_of(folder)))
+    more = round(a.steps * seconds(steps_of(first)[: a.steps]) / seconds(steps_of(folder)[: a.steps]))
     if more >= WORTH * a.steps and folder != first:
         train(a, folder, arm, seed, more)
         evaluate(a, folder, more)

@@ -138,17 +138,19 @@ def set_aside(broken: list[Path]) -> None:
     for folder in broken:
         named = folder.with_name(f"{folder.name}.broken")
         shutil.rmtree(named, ignore_errors=True)
-        os.replace(folder, named)
+        with suppress(OSError):  # then it stays what it is: broken
+            os.replace(folder, named)
 
 
 def refuse_a_run(folder: Path) -> None:
     """Raises FileExistsError if the folder already holds a run, or a model, whose config.json a run would replace."""
+    settings = folder / "config.json"
     if inside := next(folder.glob("*/metrics.jsonl"), None):
         raise FileExistsError(f"--out {folder} is a folder of runs, {inside.parent.name} among them; name one in it")
     if (folder / "metrics.jsonl").exists() or (folder / "checkpoint").exists():
         raise FileExistsError(f"--out {folder} already holds a run; name another folder, or go on with it (--resume)")
-    if (folder / "tokenizer.json").exists() or any(folder.glob("*.safetensors")):
-        raise FileExistsError(f"--out {folder} holds a model; name another folder for the run")
+    if settings.exists() and b'"skip_ratio"' not in settings.read_bytes():
+        raise FileExistsError(f"--out {folder} holds a model, or another config.json; name another folder for the run")
 
 
 def claim_new(folder: Path, any_name: bool) -> tuple[Path, FileLock]:

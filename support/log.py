@@ -116,8 +116,8 @@ def groups(step: int, records: list[list[dict]], rollout, log_rho: Tensor, advan
 def readable(f: dict, last_step: int) -> str:
     """A line of metrics.jsonl for the terminal, of at most 100 characters.
 
-    silent: groups that agree in their reward, and teach nothing; no signal: all are.  p5, whole: 5th percentile of
-    the tokens' acceptance, and the acceptance of whole completions.  cut: off.
+    silent: groups that agree in their reward, and teach nothing; no signal: all are, or the gradient is 0.  p5, whole:
+    5th percentile of the tokens' acceptance, and the acceptance of whole completions.  cut: off.
     """
     if f["phase"] == "warmup":
         return f"warm-up {f['step']}/{last_step}  loss {f['loss']:.3f}  {f['seconds_update']:.1f} s"

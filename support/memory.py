@@ -92,8 +92,6 @@ def check(model: Decoder, s: Settings, longest: int, device: torch.device) -> st
     line = f"about {in_gb(peak(parts))} GB ({shares})"
     if room is None:
         return line
-    if device.type == "cpu":
-        room /= int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's processes share it
     line += f"; {in_gb(room)} are free"
     here = OTHERS if device.type == "cpu" else 0  # is taken already
     if parts["weights"] + parts["AdamW"] - here > room:

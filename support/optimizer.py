@@ -55,8 +55,8 @@ class Optimizer:
                 master.grad = added_slice(torch.zeros_like(working, dtype=torch.float32) if mine is None else mine)
 
     def step(self, lr: float, max_grad_norm: float) -> float:
-        """Clips, steps, forgets the gradient; returns its norm before clipping. Where that is 0 nothing moves, by what
-        AdamW remembers neither. FloatingPointError if it is not finite."""
+        """Clips, steps, forgets the gradient; returns its norm before clipping. Where that is 0 nothing moves, not even
+        by AdamW's momentum. FloatingPointError if it is not finite."""
         self.add_up()
         norm = whole(torch.nn.utils.clip_grad_norm_(self.masters, max_grad_norm or math.inf)).item()
         if not math.isfinite(norm):

@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 import signal
+import weakref
 from pathlib import Path
 
 import pytest
@@ -975,36 +976,52 @@ def test_out_of_memory_says_which_setting_to_lower(run, easy_reward, monkeypatch
 
 def test_memory_that_does_not_suffice_to_save_either_costs_no_advice(run, easy_reward, monkeypatch, capsys):
     """What the checkpoint needs may be more than what is left: the one before it stays."""
-    interrupt_in_step_2(monkeypatch, MemoryError())
-    saved, out_of_memory = [], train.out_of_memory
+    saved, of_the_rollout, out_of_memory, generate = [], [], train.out_of_memory, train.generate
+
+    def grows(*arguments, **keywords):
+        cache = torch.zeros(1)
+        of_the_rollout.append(weakref.ref(cache))
+        if len(of_the_rollout) == 2:
+            raise MemoryError
+        return generate(*arguments, **keywords)
+
+    def save(run):
+        saved.append(of_the_rollout[1]() is None)
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
     def from_now_on(error):
-        monkeypatch.setattr(train.Run, "save", lambda run: saved.append(1) or torch.empty(2**60))
+        monkeypatch.setattr(train.Run, "save", save)
         return out_of_memory(error)
 
+    monkeypatch.setattr(train, "generate", grows)
     monkeypatch.setattr(train, "out_of_memory", from_now_on)
-    status, out = run()
+    with pytest.warns(UserWarning, match="no memory is left to save"):
+        status, out = run()
     said = capsys.readouterr()
-    assert status == 1 and saved and "--samples, --prompts or --max-new-tokens" in said.err
+    assert status == 1 and "--samples, --prompts or --max-new-tokens" in said.err
+    assert saved == [True], "what sampling held was let go before"
     assert f"checkpoint: {out / 'checkpoint'} (after step 0)" in said.out
 
 
-def test_weights_that_are_all_0_take_no_step(run, easy_reward, monkeypatch):
-    """--bound mask may leave nothing of a batch: AdamW would go on by what it remembers."""
-    original = train.gradient_weights
-    monkeypatch.setattr(train, "gradient_weights", lambda *a: original(*a) * (len(steps) != 1))
-    steps, step = [], Optimizer.step
+@pytest.mark.parametrize("flags, stepped", [("--steps 3", [True, False, True]), ("--steps 1 --updates 2", [True])])
+def test_weights_that_are_all_0_take_no_step(run, easy_reward, monkeypatch, flags, stepped):
+    """--bound mask may leave nothing of a batch: AdamW would go on by what it remembers. An update before it counts."""
+    steps, step, weights = [], Optimizer.step, train.gradient_weights
+    monkeypatch.setattr(train, "gradient_weights", lambda *a: weights(*a) * (len(steps) != 1))
 
-    def kept(self, *given):
+    def watched(self, *given):
         before = [p.detach().clone() for p in self.working]
-        steps.append((step(self, *given), all(map(torch.equal, before, self.working))))
-        return steps[-1][0]
+        norm = step(self, *given)
+        steps.append(norm > 0)
+        assert all(map(torch.equal, before, self.working)) == (norm == 0)
+        return norm
 
-    monkeypatch.setattr(Optimizer, "step", kept)
-    status, out = run("--steps", "3", "--prompts", "4")
-    assert status == 0 and [still for _, still in steps] == [norm == 0 for norm, _ in steps] == [False, True, False]
+    monkeypatch.setattr(Optimizer, "step", watched)
+    status, out = run("--prompts", "4", *flags.split())
+    assert status == 0 and steps == [True, False, True][: len(steps)] and len(steps) > 1
     rows = [row for row in metrics(out) if row["phase"] == "reinforce"]
-    assert [row["stepped"] for row in rows] == [True, False, True] and rows[1]["loss"] is rows[1]["grad_norm"] is None
+    assert [row["stepped"] for row in rows] == stepped
+    assert all((row["loss"] is not None) == (row["grad_norm"] is not None) == row["stepped"] for row in rows)
 
 
 def test_gradient_checkpointing_is_asked_for_by_its_flag(run, easy_reward, monkeypatch):
