@@ -22,7 +22,7 @@ from reward import reward
 from rollout import Rollout, generate
 from support.distributed import by_first, first_alone, from_first, join, leave, silent, world
 from support.graders import GRADERS, by_rules, grader
-from support.log import complain
+from support.log import complain, naming
 from support.pretrained import check_room, load_model
 from support.settings import parse_strictly
 from support.tokenizer import Tokenizer
@@ -149,13 +149,6 @@ def summarise(a: argparse.Namespace, records: list[list[dict]]) -> None:
     print(f"{ended:.1%} of the completions ended by themselves", flush=True)
 
 
-def write(out: Path, text: str) -> None:
-    try:
-        out.write_text(text, encoding="utf-8")
-    except OSError as error:  # it names no file if the disk is full
-        raise OSError(error.errno, error.strerror, str(out)) from None
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -211,7 +204,8 @@ def main(arguments: list[str] | None = None) -> int:
         records = evaluate(model, tokenizer, problems, a.max_new_tokens, n_samples, temperature, a.batch, a.seed, grade)
         lines = (json.dumps(record) + "\n" for samples in records for record in samples)
         try:
-            by_first(lambda: write(out, "".join(lines)))
+            with naming(out):
+                by_first(lambda: out.write_text("".join(lines), encoding="utf-8"))
         finally:
             summarise(a, records)  # a full disk does not cost the accuracy, nor a closed pipe the texts
         print(f"texts in {out}")

@@ -283,7 +283,7 @@ class Run:
         due, measured = step - (step - 1) % s.measure_every, self.valid is None or s.bypass != "identity"
         asked = None if s.skip_ratio == "auto" else round(s.skip_ratio * n_layers)
         if (asked is None or asked and measured) and (self.nested is None or self.nested.step != due):
-            measure_nested(self, due)
+            measure_nested(self, due, asked)
         n_skipped = self.nested.n_skipped if self.nested else asked
         valid = self.nested.layers.valid_layers(n_skipped) if self.nested and self.nested.layers else self.valid or []
         generator = torch.Generator().manual_seed((s.seed * 1_000_003 + step) % 2**32)  # a generator takes 32 bits
@@ -381,14 +381,13 @@ def describe(rollout: Rollout, rewards: Tensor, advantages: Tensor, seconds: flo
     }
 
 
-def measure_nested(run: Run, step: int) -> None:  # SKIP
+def measure_nested(run: Run, step: int, n_skipped: int | None) -> None:  # SKIP
     """Measures the nested models on a few train problems and prints the result. For the weights of --model, before any
-    step, it is cached in that folder, and the next run reads it from there."""
+    step, it is cached in that folder, and the next run reads it from there.  n_skipped: None to measure it as well."""
     s = run.settings
-    n = (nested.COUNT if s.skip_ratio == "auto" else nested.PROBE) + nested.FIT * (s.bypass != "identity")
+    n = (nested.COUNT if n_skipped is None else nested.PROBE) + nested.FIT * (s.bypass != "identity")
     n = min(n, len(run.train))
     prompts = [run.tokenizer.encode_prompt(p.question) for p in draw_problems(run.train, n, step=1, seed=0)]
-    n_skipped = None if s.skip_ratio == "auto" else round(s.skip_ratio * run.model.config.num_hidden_layers)
     full_prompt = s.prefill == "full"
     options = s.max_new_tokens, run.tokenizer.eos_ids, s.temperature, s.bypass, run.valid, n_skipped, full_prompt
     kept = None

@@ -39,9 +39,8 @@ ARMS |= {
     "0.2 4 samples": f"{ARMS['0.2 is-sequence']} --samples 4",
 }
 WORTH = 1.1  # times as many steps in the same seconds: below it they are not evaluated once more
-TOO = (
-    "dataset data_dir dtype device grader prompt_template max_new_tokens temperature".split()
-)  # of evaluate.py as well
+# settings of a run that are flags of evaluate.py as well
+TOO = "dataset data_dir dtype device grader prompt_template max_new_tokens temperature".split()
 
 
 def call(command: list, log: Path) -> None:
@@ -77,18 +76,8 @@ def evaluate(a: argparse.Namespace, folder: Path, steps: int) -> None:
         return
     s = read_settings(folder)
     flags = [word for name in TOO if getattr(s, name) for word in (flag(name), getattr(s, name))]
-    flags += [
-        "--model",
-        folder / "checkpoint",
-        "--split",
-        a.split,
-        "--samples",
-        a.samples,
-        "--problems",
-        a.problems,
-        "--batch",
-        a.batch,
-    ]
+    flags += ["--model", folder / "checkpoint", "--split", a.split, "--samples", a.samples]
+    flags += ["--problems", a.problems, "--batch", a.batch]
     texts = folder / "generated.jsonl"
     call(["evaluate.py", *flags, "--out", texts], log_of(folder))
     correct = [json.loads(line)["correct"] for line in texts.read_text(encoding="utf-8").splitlines()]

@@ -64,11 +64,8 @@ class Log:
     def add(self, samples: list[dict], row: dict) -> None:
         for name, rows in (("samples.jsonl", samples), ("metrics.jsonl", [row])):
             path, text = self.folder / name, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in rows)
-            try:
-                with path.open("a", encoding="utf-8") as file:
-                    file.write(text)
-            except OSError as error:  # it names no file if the disk is full
-                raise OSError(error.errno, error.strerror, str(path)) from None
+            with naming(path), path.open("a", encoding="utf-8") as file:
+                file.write(text)
 
     def rewind(self, sizes: dict[str, int]) -> None:
         """Cuts off what was written after a checkpoint. ValueError where a file is shorter than it was then, or is not
@@ -111,6 +108,15 @@ def groups(step: int, records: list[list[dict]], rollout, log_rho: Tensor, advan
             figures = {"advantage": round(advantages[p, g].item(), 5), **of_tokens}
             kept.append({"step": step, "mode": "nested, sampled", "group": p, **record, **figures})
     return kept
+
+
+@contextmanager
+def naming(path: Path):
+    """An OSError within names the file, which it does not by itself where the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def readable(f: dict, last_step: int) -> str:
