@@ -167,6 +167,7 @@ def draw(arms: dict[str, dict[int, Seed]], first: str, path: Path, timed: bool =
         x, y, low, high = np.array(sorted(points)).T
         left.errorbar(x + 0.004 * (n - 1), y, (low, high), label=gradient, **style(n))
     left.set(xlabel="skip ratio", ylabel="accuracy of the full model, sampled, %")
+    left.set_xlim(0, max(speeds, default=0) + 0.05)
     left.legend(fontsize=8)
     if timed:
         right, ratios = figure.add_subplot(1, 2, 2), sorted(speeds)
