@@ -231,7 +231,8 @@ def draw(worlds: dict[str, list[dict]], path: Path) -> None:
         axis.set_xlabel("share of the layers skipped")
     axes[0, 0].set_ylabel("reward, of the full model's")
     axes[1, 0].set_ylabel("sequence acceptance")
-    axes[0, 0].legend(fontsize=8)
+    entries = {label: each for axis in axes[0] for each, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    axes[0, 0].legend(entries.values(), entries.keys(), fontsize=8)
     figure.savefig(path, metadata={"Date": None})
 
 
