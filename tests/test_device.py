@@ -54,7 +54,8 @@ def test_sampling_is_as_on_the_cpu_and_a_decode_step_does_not_wait(accelerator, 
         sampled = generate(model, PROMPTS, 4, length, [], skip=SKIP, seed=0, full_prompt=full_prompt)
         waits[length] = accelerator.waits - before
         assert sampled.tokens.device == DEVICE and sampled.tokens.tolist() == expected[length].tokens.tolist()
-        torch.testing.assert_close(sampled.logprobs.cpu(), expected[length].logprobs, atol=1e-4, rtol=0)
+        atol = 1e-5 if PRETENDED else 1e-4  # a card was seen to differ by 1.3e-5
+        torch.testing.assert_close(sampled.logprobs.cpu(), expected[length].logprobs, atol=atol, rtol=0)
     assert waits[9] > 0 and waits[25] - waits[9] == 2
 
 
