@@ -34,10 +34,12 @@ import torch
 import data
 import model as model_module
 import rollout as rollout_module
+from cache import KVCache
 from losses import group_advantages
 from model import Decoder
-from rollout import completion_logprobs, generate, micro_batches
+from rollout import completion_logprobs, generate
 from skip import sample_mask, valid_layers
+from support.batches import micro_batches
 from support.log import complain
 from support.optimizer import Optimizer
 from support.pretrained import load_model
@@ -167,11 +169,11 @@ class Bench:
     def decode(self) -> list[dict]:
         """One rollout of 64 rows of fixed length, function by function."""
         places = {
-            "prefill": (rollout_module, "prefill"),
+            "prefill": (rollout_module, "read_prompts"),
             "layers": (model_module.Block, "forward"),
             "attention (of the layers)": (model_module, "attend"),
             "sampling": (rollout_module, "sample"),
-            "compaction": (model_module.KVCache, "keep_rows"),
+            "compaction": (KVCache, "keep_rows"),
             "forward": (Decoder, "forward"),
             "hidden": (Decoder, "hidden"),
         }
@@ -205,7 +207,7 @@ class Bench:
         return 2 * n**3 / in_turn({"": lambda: seconds(lambda: a @ a)}, 5)[""]
 
     def step(self) -> list[dict]:
-        """Advantages by the parity of a completion's length: no group is silent."""
+        """Advantages by the parity of a completion's length: every group has a signal."""
         P, G = self.flags.shapes[0]
         s = Settings(micro_batch_tokens=self.flags.micro_batch_tokens)
         optimizer, times = Optimizer(self.model), defaultdict(list)
@@ -220,7 +222,7 @@ class Bench:
                 update(self.model, optimizer, rollout, advantages, s, lr=1e-6)
             updated = time.perf_counter()
             with torch.no_grad():
-                for rows, _ in micro_batches(rollout, advantages, s.micro_batch_tokens):
+                for rows, _ in micro_batches(rollout.prompts, rollout.mask, advantages != 0, s.micro_batch_tokens):
                     prompts = [rollout.prompts[row] for row in rows]
                     at = torch.tensor(rows, device=self.model.device)
                     completion_logprobs(self.model, prompts, rollout.tokens[at], rollout.mask[at])

@@ -11,41 +11,43 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
 import data
 from model import Decoder
-from reward import reward
+from reward import verdict
 from rollout import Rollout, generate
 from support.distributed import by_first, first_alone, from_first, join, leave, silent, world
-from support.graders import GRADERS, by_rules, grader
+from support.graders import GRADERS, by_rules, make_grader
 from support.log import complain, naming
 from support.pretrained import check_room, load_model
 from support.settings import parse_strictly
 from support.tokenizer import Tokenizer
 
 
-def score(
+def grade(
     tokenizer: Tokenizer,
     problems: list[data.Problem],
     rollout: Rollout,
-    grade: Callable[[str, data.Problem], bool] = by_rules,
+    grader: Callable[[str, data.Problem], bool] = by_rules,
 ) -> list[list[dict]]:
     """What each of the problems' G completions says, whether it is correct, and what it earns, [problem][sample].
 
-    A completion without an end token is not correct and earns 0, whatever it says.
+    Rank 0 grades for all processes: a time limit must not let them disagree.
     """
-    G = len(rollout.prompts) // len(problems)
-    records = []
-    for row, problem in enumerate(problem for problem in problems for _ in range(G)):
-        text, ended = tokenizer.decode(rollout.completion(row)), bool(rollout.ended[row])
-        correct = ended and grade(text, problem)
-        asked, said = {"question": problem.question, "answer": problem.answer}, {"completion": text, "ended": ended}
-        records.append({**asked, **said, "correct": correct, "reward": float(ended and reward(text, correct))})
-    return [records[start : start + G] for start in range(0, len(records), G)]
+
+    def grade_all() -> list[list[dict]]:
+        G = len(rollout.prompts) // len(problems)
+        records = []
+        for row, problem in enumerate(problem for problem in problems for _ in range(G)):
+            text, ended = tokenizer.decode(rollout.completion(row)), bool(rollout.ended[row])
+            asked, said = {"question": problem.question, "answer": problem.answer}, {"completion": text, "ended": ended}
+            records.append(asked | said | verdict(text, ended, lambda text, problem=problem: grader(text, problem)))
+        return [records[start : start + G] for start in range(0, len(records), G)]
+
+    return from_first(grade_all)
 
 
 def evaluate(
@@ -57,10 +59,10 @@ def evaluate(
     temperature: float = 0.0,
     batch: int = 64,
     seed: int = 0,
-    grade: Callable[[str, data.Problem], bool] = by_rules,
+    grader: Callable[[str, data.Problem], bool] = by_rules,
     what: str = "evaluating",
 ) -> list[list[dict]]:
-    """`score`'s records of all problems with the whole model, in the order of the problems.
+    """`grade`'s records of all problems with the whole model, in the order of the problems.
 
     temperature 0: greedy, one sample.  batch: completions at a time; similar prompts go together.  what: names the bar.
     """
@@ -79,8 +81,7 @@ def evaluate(
             temperature=temperature,
             seed=[seed + i for i in chosen],
         )
-        graded = from_first(partial(score, tokenizer, [problems[i] for i in chosen], rollout, grade))
-        for i, record in zip(chosen, graded, strict=True):
+        for i, record in zip(chosen, grade(tokenizer, [problems[i] for i in chosen], rollout, grader), strict=True):
             records[i] = record
     return records
 
@@ -104,7 +105,7 @@ def evaluate_splits(
     max_new_tokens: int,
     temperature: float,
     batch: int,
-    grade: Callable[[str, data.Problem], bool] = by_rules,
+    grader: Callable[[str, data.Problem], bool] = by_rules,
 ) -> tuple[dict[str, float], dict[str, list[list[dict]]]]:
     """The whole model, greedy and sampled, on several splits: figures by the keys of metrics.jsonl, and `evaluate`'s
     records by what they are of, "test, full, greedy"."""
@@ -113,7 +114,7 @@ def evaluate_splits(
     for i, (split, mode) in enumerate(modes, start=1):
         tau, what = temperature if mode == "sampled" else 0.0, f"evaluating {split}, {mode} ({i} of {len(modes)})"
         some = evaluate(
-            model, tokenizer, splits[split], max_new_tokens, temperature=tau, batch=batch, grade=grade, what=what
+            model, tokenizer, splits[split], max_new_tokens, temperature=tau, batch=batch, grader=grader, what=what
         )
         key = f"{split}_accuracy" + "_sampled" * (mode == "sampled")
         figures[key], figures[f"{key}_se"] = accuracy(some)
@@ -122,17 +123,21 @@ def evaluate_splits(
 
 
 def compare_with_full(  # SKIP
+    model: Decoder,
     tokenizer: Tokenizer,
     problems: list[data.Problem],
-    sample: Callable[[], Rollout],
-    grade: Callable[[str, data.Problem], bool] = by_rules,
+    n_samples: int,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    grader: Callable[[str, data.Problem], bool] = by_rules,
 ) -> dict[str, float]:
-    """The whole model on a batch that a nested one has just been given: `sample` draws it. Cost and reward."""
+    """Cost and reward of the whole model, on the problems and streams that a nested one has just sampled from."""
+    prompts = [tokenizer.encode_prompt(problem.question) for problem in problems]
     start = time.perf_counter()
-    rollout = sample()
+    rollout = generate(model, prompts, n_samples, max_new_tokens, tokenizer.eos_ids, temperature, seed=seed)
     seconds = time.perf_counter() - start
-    records = from_first(partial(score, tokenizer, problems, rollout, grade))
-    rewards = [record["reward"] for group in records for record in group]
+    rewards = [record["reward"] for group in grade(tokenizer, problems, rollout, grader) for record in group]
     length, speed = (int(rollout.mask.sum()) / per for per in (len(rewards), seconds))
     return {"full_reward": sum(rewards) / len(rewards), "full_mean_length": length, "full_tokens_per_second": speed}
 
@@ -192,7 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
             )
             by_first(lambda: print(said, file=sys.stderr))
         problems = problems[: a.problems]
-        grade = grader(a.grader)
+        grader = make_grader(a.grader)
         with first_alone():
             model, tokenizer = load_model(a.model, a.dtype, device, a.prompt_template)
         temperature, n_samples = (a.temperature, a.samples) if a.samples else (0.0, 1)
@@ -201,7 +206,9 @@ def main(arguments: list[str] | None = None) -> int:
         if data.is_file(a.dataset) and out.resolve() == Path(os.path.expanduser(a.dataset)).resolve():
             raise ValueError(f"--out {out} is the data set itself; name another file")
         by_first(lambda: out.open("a").close())  # what cannot be written to should say so before the work
-        records = evaluate(model, tokenizer, problems, a.max_new_tokens, n_samples, temperature, a.batch, a.seed, grade)
+        records = evaluate(
+            model, tokenizer, problems, a.max_new_tokens, n_samples, temperature, a.batch, a.seed, grader
+        )
         lines = (json.dumps(record) + "\n" for samples in records for record in samples)
         try:
             with naming(out):

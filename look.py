@@ -27,12 +27,13 @@ import torch
 from torch import Tensor
 
 import data
-import lora
-import train
-from evaluate import score
+from evaluate import grade
 from losses import WEIGHTS, gradient_weights, group_advantages
+from nested import NestedModels
 from rollout import completion_hidden, generate, log_softmax
-from support.log import Log, complain, read
+from support import lora
+from support.graders import make_grader
+from support.log import complain, read
 from support.pretrained import check_room, find_checkpoint, load_model
 from support.settings import Settings, add_flags, flag, parse_strictly, read_settings, with_whole_paths
 from support.tokenizer import Tokenizer
@@ -120,15 +121,24 @@ def sampled(s: Settings, split: str, number: int, step: int) -> Group:
     if s.adapter:
         lora.load(model, Path(s.adapter))
     check_room(model, tokenizer, [problem.question], s.max_new_tokens)
-    run = train.Run(s, model, tokenizer, learnt, {}, Log(Path()))
-    train.set_valid_layers(run)
-    with contextlib.redirect_stdout(sys.stderr):  # the table of layers
-        skip = run.skip_mask(step)
-    prompt, full_prompt = tokenizer.encode_prompt(problem.question), s.prefill == "full"
+    nested = NestedModels(model, tokenizer, learnt, s)
+    if nested.is_due(step):
+        with contextlib.redirect_stdout(sys.stderr):  # the table of layers
+            nested.measure(step)
+    skip, prompt = nested.mask(step), tokenizer.encode_prompt(problem.question)
     rollout = generate(
-        model, [prompt], s.samples, s.max_new_tokens, tokenizer.eos_ids, s.temperature, skip, s.seed, full_prompt
+        model,
+        [prompt],
+        s.samples,
+        s.max_new_tokens,
+        tokenizer.eos_ids,
+        s.temperature,
+        skip,
+        s.seed,
+        nested.bypass,
+        s.prefill == "full",
     )
-    (records,) = score(tokenizer, [problem], rollout, run.grade)
+    (records,) = grade(tokenizer, [problem], rollout, make_grader(s.grader))
     advantages = group_advantages(torch.tensor([[record["reward"] for record in records]]), s.advantage)[0]
     completions = []
     for row, record in enumerate(records):

@@ -1,9 +1,9 @@
 """The decoder: Llama (2, 3, SmolLM2, TinyLlama), Qwen2/Qwen2.5 and Qwen3, by hand, with a cache and layer skipping.
 
-Read it downwards from `Decoder.forward` and `hidden`: the decoder, a block, attention, the two caches. Names of
-parameters and of configuration keys are Hugging Face's, so a checkpoint needs no mapping. Definitions of the method: D1
-(a layer is a whole `Block`) and D3 (a skipped block is the identity, or its bypass). What exists for skipping carries
-`# SKIP`, here and everywhere: a marked statement goes with its body, and without them all this is a vanilla trainer.
+Read it downwards from `Decoder.forward` and `hidden`: the decoder, a block, attention. Names of parameters and of
+configuration keys are Hugging Face's, so a checkpoint needs no mapping. Definitions of the method: D1 (a layer is a
+whole `Block`) and D3 (a skipped block is the identity, or its bypass). What exists for skipping carries `# SKIP`, here
+and everywhere: a marked statement goes with its body, and without them all this is a vanilla trainer.
 
 Departures from transformers: no dropout; no attention mask argument (a row is padded on the right, where causal
 attention never looks, or on the left in a cache that knows by how much); norms and rotary tables are computed in
@@ -13,7 +13,6 @@ float32 *or better*, so that a float64 model is float64 throughout.
     H num_attention_heads   K num_key_value_heads   D head_dim
 """
 
-import copy
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from cache import CompletionCache, KVCache, PromptCache
+
+Cache = PromptCache | CompletionCache | KVCache
 ALL_AT_ONCE = 2**23  # the most attention scores that are ever held
 
 
@@ -59,7 +61,6 @@ class Decoder(nn.Module):
             "norm": RMSNorm(config.hidden_size, config.rms_norm_eps),
         })  # fmt: skip
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.bypass = None  # SKIP: or a nested.Bypass
         self.gradient_checkpointing = False  # True: blocks are recomputed in the backward pass, for less memory
         self.tie_weights()
         for name, parameter in self.named_parameters():
@@ -79,43 +80,48 @@ class Decoder(nn.Module):
     def device(self) -> torch.device:
         return self.model.norm.weight.device
 
-    def forward(self, tokens: Tensor, cache: "KVCache | PromptCache | None" = None, skip=None) -> Tensor:
-        """tokens (B, T) int64 -> logits (B, T, V), of the token that follows each.  cache, skip: as in `hidden`."""
-        return self.lm_head(self.hidden(tokens, cache, skip))
+    def forward(self, tokens: Tensor, cache: Cache | None = None, skip=None, bypass=None) -> Tensor:
+        """tokens (B, T) int64 -> logits (B, T, V), of the token that follows each.  cache, skip, bypass: as in
+        `hidden`."""
+        return self.lm_head(self.hidden(tokens, cache, skip, bypass))
 
-    def hidden(self, tokens: Tensor, cache: "KVCache | PromptCache | None" = None, skip=None) -> Tensor:
+    def hidden(self, tokens: Tensor, cache: Cache | None = None, skip=None, bypass=None) -> Tensor:
         """tokens (B, T) int64 -> the last hidden states (B, T, C), which `lm_head` turns into logits.
 
         cache: the tokens before; the new ones are appended to it, and its length grows by T.  Without a cache every row
             starts at position 0, and shorter rows are padded on the right with anything.
-        skip: L bools, True = the block is skipped (D3): it is the identity, or adds what `bypass` makes of its
-            input.  None skips nothing.
+        skip: L bools, True = the block is skipped (D3); None skips nothing.
+        bypass: what a skipped block adds to its input (a `skip.Bypass`); None: nothing, it is the identity.
         Raises ValueError for a mask of another length, or other than the cache's.
         """
-        T, L = tokens.shape[1], self.config.num_hidden_layers
-        skip = (False,) * L if skip is None else tuple(skip)  # SKIP
-        if len(skip) != L:  # SKIP
-            raise ValueError(f"skip has {len(skip)} entries; the model has {L} layers")  # SKIP
-        if cache is not None and cache.skip != skip:  # SKIP
+        skip = self.skip_mask(skip)  # SKIP
+        if cache is not None and self.skip_mask(cache.skip) != skip:  # SKIP
             raise ValueError(f"the cache was made for the skip mask {cache.skip}; forward was given {skip}")  # SKIP
 
         if cache is not None:
-            cache.reserve(T)
+            cache.reserve(tokens.shape[1])
         x = self.model.embed_tokens(tokens)  # (B, T, C)
-        positions, bias = positions_and_bias(T, cache, x)
+        positions, bias = positions_and_bias(tokens.shape[1], cache, x)
         rotary = rotary_tables(self.config, positions, x.dtype)
         for layer, block in enumerate(self.model.layers):
             if skip[layer]:  # SKIP
-                if self.bypass is not None:  # SKIP
-                    x = x + self.bypass(layer, block.input_layernorm(x), positions)  # SKIP
+                if bypass is not None:  # SKIP
+                    x = x + bypass(layer, block.input_layernorm(x), positions)  # SKIP
                 continue  # SKIP
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, rotary, bias, cache, layer, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x, rotary, bias, cache, layer)
-        if cache is not None and cache.at is None:
-            cache.length += T
+        if cache is not None and cache.next_column is None:
+            cache.length += tokens.shape[1]
         return self.model.norm(x)
+
+    def skip_mask(self, skip) -> tuple[bool, ...]:  # SKIP
+        """L bools of a skip mask that may be None, which skips nothing."""
+        L = self.config.num_hidden_layers
+        if skip is not None and len(skip) != L:
+            raise ValueError(f"skip has {len(skip)} entries; the model has {L} layers")
+        return (False,) * L if skip is None else tuple(skip)
 
     @classmethod
     def from_pretrained(cls, folder_or_hub_id: str | Path, dtype=torch.float32, device="cpu") -> "Decoder":
@@ -134,22 +140,22 @@ class Decoder(nn.Module):
         save(self, folder)
 
 
-def positions_and_bias(T: int, cache: "KVCache | PromptCache | None", like: Tensor) -> tuple[Tensor, Tensor | None]:
+def positions_and_bias(T: int, cache: Cache | None, like: Tensor) -> tuple[Tensor, Tensor | None]:
     """The positions of T new tokens in their rows, (B or 1, T), and `attend`'s bias, in the dtype of `like`."""
-    device = like.device
     start = cache.length if cache is not None else 0
-    columns = torch.arange(cache.columns if start else T, device=device)  # (S,)
-    counted = cache is None or cache.at is None
-    new = (torch.arange(start, start + T, device=device) if counted else cache.at)[None]  # (1, T)
+    next_column = cache.next_column if cache is not None else None
+    new = torch.arange(start, start + T, device=like.device) if next_column is None else next_column  # their columns
+    new = new[None]  # (1, T)
     padding = cache.padding[:, None] if cache is not None and cache.padding is not None else None  # (B, 1)
     if padding is None and start == 0:
         return new, None
+    columns = torch.arange(cache.columns, device=like.device)  # (S,)
     visible = columns <= new[:, :, None]  # (1, T, S)
     if padding is not None:
         # Unused columns see each other, since a softmax over nothing is NaN; nothing that counts looks at them.
         visible = visible & ((columns >= padding[:, :, None]) | (new < padding)[:, :, None])
         new = (new - padding).clamp(min=0)
-    bias = torch.zeros(visible.shape, dtype=like.dtype, device=device).masked_fill_(~visible, float("-inf"))
+    bias = torch.zeros(visible.shape, dtype=like.dtype, device=like.device).masked_fill_(~visible, float("-inf"))
     return new, bias[:, None]
 
 
@@ -263,122 +269,3 @@ class RMSNorm(nn.Module):
         exact = x.to(torch.promote_types(x.dtype, torch.float32))
         scaled = exact * torch.rsqrt(exact.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * scaled.to(x.dtype)
-
-
-class KVCache:
-    """Keys and values of the tokens seen so far, for decoding: `Decoder.hidden` writes into it and advances it.
-
-    Rows are padded on the left, so that all end at column `length`: row b starts with padding[b] unused columns.
-    Skipped layers have no storage.  A cache belongs to one skip mask, or to two: `switch` is where one ends.
-    Columns are allocated BLOCK at a time, and attention goes over all of them, hidden ones too: a product with a slice
-    would copy it first.  After `hold` a step always does the same with the same memory, so that it can be captured.
-
-    batch_size: rows; max_length: columns at most; skip: as in `Decoder.hidden`; padding: (B,) int64, None for none.
-    """
-
-    BLOCK = 64
-
-    def __init__(self, model: Decoder, batch_size: int, max_length: int, skip=None, padding: Tensor | None = None):
-        config = model.config
-        self.skip = tuple(skip) if skip is not None else (False,) * config.num_hidden_layers  # SKIP
-        self.padding = padding.clone() if padding is not None else None  # keep_rows writes to it
-        self.length = self.columns = 0  # written, and allocated
-        self.at: Tensor | None = None  # after `hold`, (1,): the next token's column, which the caller advances
-        self.max_length, self.device = max_length, model.device
-        empty = torch.empty(
-            (2, batch_size, config.num_key_value_heads, 0, config.head_dim), dtype=model.dtype, device=model.device
-        )
-        self.layers = [tuple(empty) for _ in range(config.num_hidden_layers)]
-        self.switch(self.skip)  # SKIP
-
-    def reserve(self, T: int) -> None:
-        """Makes room for T more tokens. ValueError if that is beyond max_length."""
-        end = self.length + T
-        if end > self.max_length:
-            raise ValueError(f"the cache holds {self.max_length} tokens a row; {end} were asked for")
-        if end > self.columns:
-            self.columns = min(self.max_length, -(-end // self.BLOCK) * self.BLOCK)
-            self._map(lambda stored: F.pad(stored, (0, 0, 0, self.columns - stored.shape[2])))
-
-    def hold(self) -> None:
-        """Allocates all columns; from here on a token goes to the column that `at` holds, and `length` stays."""
-        if self.at is None:
-            self.reserve(self.max_length - self.length)
-            self.at = torch.tensor([self.length], device=self.device)
-
-    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes the new (B, K, T, D) behind the old ones and returns all of the layer's, (B, K, S, D)."""
-        keys, values = self.layers[layer]
-        if self.at is not None:
-            return keys.index_copy_(2, self.at, k), values.index_copy_(2, self.at, v)
-        keys[:, :, self.length : self.length + k.shape[2]] = k
-        values[:, :, self.length : self.length + k.shape[2]] = v
-        return (keys, values) if self.length else (k, v)
-
-    def switch(self, skip) -> None:  # SKIP
-        """What follows is read under this mask; it attends to what its layers have stored, whoever has read that."""
-        self.skip = tuple(skip)
-        self.layers = [None if skipped else pair for pair, skipped in zip(self.layers, self.skip, strict=True)]
-
-    def copy_rows(self, rows: Tensor) -> None:
-        """Row i becomes a copy of row rows[i]: a prompt is read once and serves its whole group."""
-        self._map(lambda stored: stored.index_select(0, rows), padding=True)
-
-    def keep_rows(self, rows: Tensor) -> None:
-        """Row i becomes what row rows[i] was, for i < len(rows); the others leave.
-
-        Copies only the rows that change place, in place: a row may come from behind the kept ones
-        (rows[i] >= len(rows)) or stay (rows[i] = i), which is what `rollout.survivors` gives.
-        """
-        # where another row comes to stand
-        place = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]
-        row, place = rows[place].to(self.device), place.to(self.device)
-
-        def move(stored: Tensor) -> Tensor:
-            stored[place] = stored[row]
-            return stored[: len(rows)]
-
-        self._map(move, padding=True)
-
-    def _map(self, change, padding: bool = False) -> None:
-        self.layers = [None if layer is None else tuple(map(change, layer)) for layer in self.layers]
-        if padding and self.padding is not None:
-            self.padding = change(self.padding)
-
-
-class PromptCache:
-    """Keys and values of prompts, for a pass over completions of them through which gradients flow back into both.
-
-    First the prompts are read with it, one a row, then completions with what `followed_by` gives.  Unlike a `KVCache`,
-    which is written in place, `update` gives the same keys and values when a block is recomputed in the backward pass
-    (gradient checkpointing): it depends on the arguments, and on what the prompts left behind.
-    skip, padding: as in `KVCache`.
-    """
-
-    def __init__(self, model: Decoder, skip=None, padding: Tensor | None = None):
-        self.skip = tuple(skip) if skip is not None else (False,) * model.config.num_hidden_layers  # SKIP
-        self.padding = padding
-        self.length = self.columns = 0
-        self.at = None  # there is no `hold`
-        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
-        self.rows = None  # the prompt of each completion
-
-    def followed_by(self, rows: Tensor, skip=None) -> "PromptCache":
-        """The cache of completions of which number i follows prompt rows[i], read under `skip`, None for the same."""
-        follower = copy.copy(self)  # the same stored prompts, a length of its own
-        follower.rows = rows
-        follower.skip = self.skip if skip is None else tuple(skip)  # SKIP
-        follower.padding = self.padding[rows] if self.padding is not None else None
-        return follower
-
-    def reserve(self, T: int) -> None:
-        self.columns = self.length + T
-
-    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values that a row attends to, (B, K, S, D): of the prompts themselves, or of each completion's
-        prompt and the new ones behind."""
-        if self.rows is None:
-            self.layers[layer] = k, v
-            return k, v
-        keys, values = (stored.index_select(0, self.rows) for stored in self.layers[layer])
-        return torch.cat((keys, k), dim=2), torch.cat((values, v), dim=2)

@@ -1,24 +1,22 @@
-"""Nested models worth sampling from: which layers may go, how many, and what a skipped layer becomes.
+"""Nested models worth sampling from: which layers may go, and what a skipped layer becomes, measured on the model.
 
-Everything that needs a model and exists because layers are skipped. A mask itself needs none (skip.py, D1-D3); here
-the valid layers of D2 are measured, and D3's identity gives way to a `Bypass`. docs/method.md has reasons and sources.
+The definitions are in skip.py. Here D2's valid layers are the ones whose absence changes the fewest tokens, and a
+`Bypass` is fitted to each layer. docs/method.md has reasons and sources.
 
-    measure, Nested          all that is measured; it depends on the weights and the arguments alone
-    Bypass, fit_bypass       what a skipped block adds to its input, in closed form
-    Measured, order_layers   the order in which layers can be left out, by the acceptance Σ min(π, η)
-    most_layers              how many, on masks drawn as training draws them
-    save, read               what is kept of it beside a checkpoint
+    NestedModels               measures before some steps, and hands out the mask of every step
+    LayerOrder, order_layers   the order in which layers can be left out, by the acceptance Σ min(π, η)
+    Measurement, save, read    what was measured, in a checkpoint or beside --model
 
-    L layers   C hidden_size   R rank   B rows   T tokens   m completion tokens   V vocabulary
+    L layers   C hidden_size   m completion tokens   V vocabulary
 """
 
 import json
 import math
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
-from itertools import takewhile
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,172 +26,184 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from model import Block, Decoder
-from rollout import LOGITS, generate, hidden_after, log_softmax, pack, read_prompts, score_states
-from skip import sample_mask
-from support.distributed import silent
-from support.pretrained import digest, write_safetensors
+from data import Problem, draw_problems
+from model import Decoder
+from rollout import generate, hidden_after, log_softmax, pack, read_prompts
+from skip import Bypass, fit_bypass, parse_valid_layers, sample_mask
+from support import lora
+from support.distributed import by_first, from_first, silent, spread
+from support.fast import LOGITS
+from support.pretrained import digest, find_checkpoint, write_safetensors
+from support.settings import Settings
+from support.tokenizer import Tokenizer
 
 PROBE = 8  # problems that the layers are measured on
-COUNT = 32  # problems that the number of layers is measured on, the PROBE ones among them
 FIT = 128  # other problems, that a bypass is fitted on
 LOOK = 64  # tokens of each completion that layers are measured on, at most
-RIDGE = 0.01  # of the mean square of what a bypass is fitted on
 MASKS = 10  # different ones that a measured set of valid layers allows, at least
 KEPT = 0.5  # layers that alone keep less of the acceptance are skipped only if so many are asked for
-DRAWN = 10  # masks on which the number of layers is measured
-WANTED = 0.65  # the lowest sequence acceptance that --skip-ratio auto allows
+FAR = 0.05  # sequence acceptance of the first batch below which a warning is due
 
 
-@dataclass
-class Nested:
-    """What a model's nested models are made from, besides its `bypass`."""
+class NestedModels:
+    """The nested models of a run: measured now and then, a mask for every step.
 
-    step: int  # measured just before this step
-    n_skipped: int  # layers that a mask skips
-    layers: "Measured | None"  # None: the valid layers are given
-    of: str  # the `stamp` of what it was measured on; empty if it is not cached
-
-
-@torch.no_grad()
-def measure(
-    model: Decoder,
-    prompts: list[list[int]],
-    max_new_tokens: int,
-    eos_ids: list[int],
-    temperature: float,
-    bypass: str,
-    valid: list[int] | None,
-    n_skipped: int | None,
-    full_prompt: bool,
-) -> tuple[int, "Measured | None"]:
-    """Fits the model's bypass, orders its layers, and chooses how many to skip; all on its own completions.
-
-    prompts: the first PROBE order the layers, the first COUNT say how many, the last FIT fit the bypass; where there
-        are too few, some do both.
-    bypass: as --bypass.  valid: the valid layers, None to measure them.  n_skipped: layers to skip, None to measure it.
-    full_prompt: as in `generate`: the bypass is fitted on completions alone then.
-    -> layers to skip, and the measured layers. Depends on weights and arguments alone, on nothing measured before.
+    A measurement depends on the weights, the train problems and the settings alone, not on the ones before it.
     """
-    length = max_new_tokens if n_skipped is None else min(max_new_tokens, LOOK)
-    completions = own_completions(model, prompts, length, eos_ids, temperature)
-    model.bypass = bypass_of(model, bypass, prompts[-FIT:], completions[-FIT:], full_prompt)
-    if valid is not None and n_skipped is not None:
-        return n_skipped, None
-    n_layers = model.config.num_hidden_layers
 
-    with tqdm(desc="measuring nested models", unit=" masks", leave=False, disable=silent()) as bar:
+    def __init__(self, model: Decoder, tokenizer: Tokenizer, problems: list[Problem], s: Settings):
+        """Raises ValueError for a --skip-ratio that --valid-layers do not allow."""
+        self.model, self.tokenizer, self.problems, self.settings = model, tokenizer, problems, s
+        self.n_layers = n = model.config.num_hidden_layers
+        self.valid = None if s.valid_layers == "measured" else parse_valid_layers(s.valid_layers, n)  # D2 as given
+        if self.valid == [] and s.skip_ratio:
+            raise ValueError(f"--valid-layers {s.valid_layers} leaves none of the model's {n} layers to skip")
+        first = sample_mask(n, s.skip_ratio, range(n) if self.valid is None else self.valid, torch.Generator())
+        self.n_skipped = sum(first)
+        self.measured: Measurement | None = None
 
-        def acceptance_on(n: int, length: int, of: Callable) -> Callable[[tuple[bool, ...]], float]:
-            """Maps a mask to the acceptance of the nested model on n completions: of(full model's states, …)(its)."""
-            tokens, mask = (x[:, :length] for x in pack(completions[:n], model.device))
-            by_full = read_prompts(model, prompts[:n])
-            against = of(hidden_after(model, by_full, tokens, mask), tokens, mask)
+    @property
+    def bypass(self) -> Bypass | None:
+        """What a skipped layer becomes; None: the identity."""
+        return self.measured.bypass if self.measured else None
 
-            def acceptance(skip: tuple[bool, ...]) -> float:
+    def mask(self, step: int) -> tuple[bool, ...]:
+        """D3: the mask of a step, a function of seed and step."""
+        valid = self.valid or []
+        if self.measured and self.measured.order:
+            valid = self.measured.order.valid_layers(self.n_skipped)
+        generator = torch.Generator().manual_seed((self.settings.seed * 1_000_003 + step) % 2**32)  # it takes 32 bits
+        return sample_mask(self.n_layers, self.n_skipped / self.n_layers, valid, generator)
+
+    def is_due(self, step: int) -> bool:
+        """Whether to measure before this step: before 1, N + 1, 2N + 1, … (--measure-every), if there is anything to
+        measure."""
+        asked = self.n_skipped > 0 and (self.valid is None or self.settings.bypass != "identity")
+        return asked and (self.measured is None or self.measured.step != self.last_due(step))
+
+    def last_due(self, step: int) -> int:
+        return step - (step - 1) % self.settings.measure_every
+
+    def measure(self, step: int) -> None:
+        """Measures on a few train problems, and prints the layers. What holds of the weights of --model is cached in
+        its folder, and the next run reads it from there."""
+        s = self.settings
+        n = min(PROBE + FIT * (s.bypass != "identity"), len(self.problems))
+        prompts = [self.tokenizer.encode_prompt(p.question) for p in draw_problems(self.problems, n, step=1, seed=0)]
+        unchanged = s.model and step == 1 and not s.warmup_epochs and not s.adapter
+        cached = find_checkpoint(s.model) / "nested" / "measured.safetensors" if unchanged else None
+        if step == 1:
+            tqdm.write(f"measuring nested models on {n} problems: which layers may go (bypass: {s.bypass})")
+        facts = s.max_new_tokens, self.tokenizer.eos_ids, s.temperature, s.bypass, s.prefill, self.valid, self.n_skipped
+        of = stamp(lora.merged(self.model), prompts, *facts) if cached else ""
+        found = from_first(lambda: read_cached(cached, self.model))
+        if found and found.of == of:
+            self.measured = replace(found.to(self.model.device), step=step)
+        else:
+            self.measured = Measurement(self.last_due(step), *self.fit_and_order(prompts), of)
+            by_first(lambda: write_cached(cached, self.measured))
+        if self.measured.order:
+            tqdm.write(self.measured.order.table(self.n_skipped))
+
+    @torch.no_grad()
+    def fit_and_order(self, prompts: list[list[int]]) -> tuple[Bypass | None, "LayerOrder | None"]:
+        """The bypass, and the order of the layers, from the model's own completions of the prompts: the first PROBE
+        order the layers, the last FIT fit the bypass; where there are too few, some do both."""
+        s, model = self.settings, self.model
+        completions = own_completions(
+            model, prompts, min(s.max_new_tokens, LOOK), self.tokenizer.eos_ids, s.temperature
+        )
+        full_prompt = s.prefill == "full"
+        bypass = fit_on_completions(model, s.bypass, prompts[-FIT:], completions[-FIT:], full_prompt)
+        for tensor in vars(bypass).values() if bypass else ():
+            spread(tensor)
+        if self.valid is not None:
+            return bypass, None
+        accepted = acceptance(model, prompts[:PROBE], completions[:PROBE], bypass, full_prompt, s.temperature)
+        with tqdm(desc="measuring nested models", unit=" masks", leave=False, disable=silent()) as bar:
+
+            def counted(skip: tuple[bool, ...]) -> float:
                 bar.update()
-                read = by_full if full_prompt else read_prompts(model, prompts[:n], skip)
-                return against(hidden_after(model, read, tokens, mask, skip))
+                return accepted(skip)
 
-            return acceptance
-
-        def of_tokens(full: Tensor, *_) -> Callable[[Tensor], float]:
-            return lambda nested: overlap(full, nested, model.lm_head.weight, temperature)
-
-        def of_completions(full: Tensor, tokens: Tensor, mask: Tensor) -> Callable[[Tensor], float]:
-            def logprobs(states: Tensor) -> Tensor:
-                return score_states(model, states, tokens, mask, temperature)[0]
-
-            target = logprobs(full)
-            return lambda nested: sequence_acceptance(target, logprobs(nested))
-
-        layers = order_layers(acceptance_on(PROBE, LOOK, of_tokens), n_layers) if valid is None else None
-        if n_skipped is None:
-            acceptance = acceptance_on(COUNT, max_new_tokens, of_completions)
-            n_skipped = most_layers(acceptance, n_layers, valid if layers is None else layers)
-    return n_skipped, layers
+            order = order_layers(counted, self.n_layers)
+        return bypass, from_first(lambda: order)
 
 
-# ---- what a skipped layer becomes
+def warn_if_far(figures: dict) -> None:
+    """Says that the first batch of a run is too far off to learn from."""
+    if figures["skipped_layers"] and figures["sequence_acceptance"] < FAR:
+        warnings.warn(
+            f"the full model would accept {figures['sequence_acceptance']:.0%} of the completions sampled without "
+            f"{len(figures['skipped_layers'])} layers: too little to learn from; skip less (--skip-ratio)",
+            stacklevel=1,
+        )
 
 
-@dataclass
-class Bypass:
-    """What is added instead of a skipped block's update: a low-rank matrix times its normalised input, and a vector.
-
-    The first position has a vector alone: the attention of all others comes to rest on it, and its states are unlike
-    theirs (Xiao et al., 2023; Sun et al., 2024). Rank R costs 2·R·C multiplications a token, a block about 12·C².
-    """
-
-    down: Tensor  # (L, R, C)
-    up: Tensor  # (L, C, R)
-    bias: Tensor  # (L, 2, C): of the first position, and of all others
-
-    def to(self, device) -> "Bypass":
-        return Bypass(*(tensor.to(device) for tensor in vars(self).values()))
-
-    def __call__(self, layer: int, x: Tensor, positions: Tensor) -> Tensor:
-        """x (B, T, C) at positions (B or 1, T) -> (B, T, C)."""
-        first, others = self.bias[layer]
-        update = F.linear(F.linear(x, self.down[layer]), self.up[layer], others)
-        return torch.where((positions == 0)[..., None], first, update)
+# ---- what is measured, and on what
 
 
-@torch.no_grad()
-def fit_bypass(model: Decoder, tokens: Tensor, mask: Tensor, rank: int) -> Bypass:
-    """The bypass that comes closest to what the blocks add on these rows; rank 0: their mean.
-
-    tokens, mask: (B, T), rows that end early padded on the right; positions outside the mask do not count. By least
-    squares over all positions but the first ones: of all maps of that rank from a block's normalised input to its
-    update, the one with the least error (reduced-rank regression; Izenman, 1975), up to a small ridge.
-    """
-    parts, exact = [], torch.promote_types(model.dtype, torch.float32)
-    home = model.device if model.device.type in ("cpu", "cuda") else torch.device("cpu")  # Apple's GPU has no eigh
-    mask = mask.to(home)
-
-    def fit(block: Block, arguments: tuple, output: Tensor) -> None:
-        update, x = (output - arguments[0]).to(home, exact), block.input_layernorm(arguments[0]).to(home, exact)
-        first, update, x = update[:, 0].mean(0), update[:, 1:][mask[:, 1:]], x[:, 1:][mask[:, 1:]]  # (C,), (n, C)
-        mean, mean_x = update.mean(0), x.mean(0)
-        update, x = update - mean, x - mean_x
-        gram, cross = x.T @ x, x.T @ update  # (C, C)
-        gram.diagonal().add_((RIDGE * gram.diagonal().mean()).clamp(min=1e-6))  # all 0 where all tokens are one
-        matrix = torch.linalg.solve(gram, cross)  # update ≈ x matrix
-        _, vectors = torch.linalg.eigh(cross.T @ matrix)  # of the fitted updates' second moments, ascending
-        up = vectors[:, len(gram) - rank :]  # (C, R): where most of the fitted updates lie
-        down = (matrix @ up).T
-        parts.append((down, up, torch.stack((first, mean - up @ (down @ mean_x)))))
-
-    hooks = [block.register_forward_hook(fit) for block in model.model.layers]
-    try:
-        model.hidden(tokens)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return Bypass(*(torch.stack(part).to(model.device, model.dtype) for part in zip(*parts, strict=True)))
+def own_completions(
+    model: Decoder, prompts: list[list[int]], length: int, eos_ids: list[int], temperature: float
+) -> list[list[int]]:
+    """One completion of each prompt by the full model, of `length` tokens at most, from streams that no step draws
+    from."""
+    rollout = generate(model, prompts, 1, length, eos_ids, temperature=temperature, seed=2**31)
+    return [row[kept].tolist() for row, kept in zip(rollout.tokens, rollout.mask, strict=True)]
 
 
-def bypass_of(
+def overlap(x: Tensor, y: Tensor, weight: Tensor, temperature: float = 1.0) -> float:
+    """The mean over m tokens of Σ min(p, q) = 1 − TV(p, q), the share of q's tokens that p would accept, for
+    p = softmax(x weightᵀ/τ) and q = softmax(y weightᵀ/τ), x and y (m, C). About LOGITS logits at a time."""
+    total, size = 0.0, math.ceil(LOGITS / len(weight))
+    for some_x, some_y in zip(x.split(size), y.split(size), strict=True):
+        p, q = (log_softmax(F.linear(states, weight), temperature).exp() for states in (some_x, some_y))
+        total += torch.minimum(p, q).sum().item()
+    return total / len(x)
+
+
+def fit_on_completions(
     model: Decoder, kind: str, prompts: list[list[int]], completions: list[list[int]], full_prompt: bool
 ) -> Bypass | None:
     """The bypass that --bypass names, fitted on these sequences of token ids, or on the completions in them where the
     full model reads the prompts; None for the identity."""
     if kind == "identity":
         return None
-    whole = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
-    tokens, mask = pack(whole, model.device)
+    sequences = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+    tokens, mask = pack(sequences, model.device)
     if full_prompt:
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
         mask &= torch.arange(mask.shape[1], device=model.device) >= lengths[:, None]
     return fit_bypass(model, tokens, mask, rank=model.config.hidden_size // 4 if kind == "linear" else 0)
 
 
+def acceptance(
+    model: Decoder,
+    prompts: list[list[int]],
+    completions: list[list[int]],
+    bypass: Bypass | None,
+    full_prompt: bool,
+    temperature: float,
+) -> Callable[[tuple[bool, ...]], float]:
+    """Maps a mask to the acceptance of the nested model, on given completions."""
+    tokens, mask = pack(completions, model.device)
+    by_full = read_prompts(model, prompts)
+    full = hidden_after(model, by_full, tokens, mask)
+
+    def of_mask(skip: tuple[bool, ...]) -> float:
+        read = by_full if full_prompt else read_prompts(model, prompts, skip, bypass)
+        nested = hidden_after(model, read, tokens, mask, skip, bypass)
+        return overlap(full, nested, model.lm_head.weight, temperature)
+
+    return of_mask
+
+
 # ---- which layers may go
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What skipping does to a model's acceptance, the mean of Σ min(π, η) over the tokens of a few completions.
+class LayerOrder:
+    """The order in which layers can be left out, by the acceptance that remains: the mean of Σ min(π, η) over tokens.
 
     alone: with layer 0, 1, … skipped alone.  order: the layers in the order in which they can be left out.
     together: with the first 1, 2, … of them skipped.
@@ -236,7 +246,7 @@ class Measured:
         return "\n".join(["", *lines, ""])
 
 
-def order_layers(acceptance: Callable[[tuple[bool, ...]], float], n_layers: int) -> Measured:
+def order_layers(acceptance: Callable[[tuple[bool, ...]], float], n_layers: int) -> LayerOrder:
     """Orders the layers by what skipping them does: acceptance maps a mask to the acceptance under it.
 
     Greedy: next comes the layer whose loss, with all before it skipped as well, is the least; two that are harmless
@@ -257,101 +267,77 @@ def order_layers(acceptance: Callable[[tuple[bool, ...]], float], n_layers: int)
             fresh.add(layer)
         order.append(layer)
         together.append(together[-1] - loss.pop(layer))
-    return Measured(alone, order, together[1:])
-
-
-def own_completions(
-    model: Decoder, prompts: list[list[int]], length: int, eos_ids: list[int], temperature: float
-) -> list[list[int]]:
-    """One completion of each prompt by the full model, of `length` tokens at most, from streams that no step draws
-    from."""
-    rollout = generate(model, prompts, 1, length, eos_ids, temperature=temperature, seed=2**31)
-    return [row[kept].tolist() for row, kept in zip(rollout.tokens, rollout.mask, strict=True)]
-
-
-def overlap(x: Tensor, y: Tensor, weight: Tensor, temperature: float = 1.0) -> float:
-    """The mean over m tokens of Σ min(p, q) = 1 − TV(p, q), the share of q's tokens that p would accept, for
-    p = softmax(x weightᵀ/τ) and q = softmax(y weightᵀ/τ), x and y (m, C). About LOGITS logits at a time."""
-    total, size = 0.0, math.ceil(LOGITS / len(weight))
-    for some_x, some_y in zip(x.split(size), y.split(size), strict=True):
-        p, q = (log_softmax(F.linear(states, weight), temperature).exp() for states in (some_x, some_y))
-        total += torch.minimum(p, q).sum().item()
-    return total / len(x)
-
-
-# ---- how many
-
-
-def sequence_acceptance(target: Tensor, behaviour: Tensor) -> float:
-    """The share of η's completions that π would accept, from log π and log η (N, T) of π's completions, 0 behind them:
-    E_η[Π_t min(1, π/η)] = Σ_y Π_t min(π, η) = E_π[Π_t min(1, η/π)]."""
-    return (behaviour - target).clamp(max=0).sum(dim=1).exp().mean().item()
-
-
-def most_layers(acceptance: Callable[[tuple[bool, ...]], float], n_layers: int, valid: list[int] | Measured) -> int:
-    """The most layers to skip: of DRAWN masks, drawn as training draws them, the mean acceptance is WANTED or more.
-
-    valid: the valid layers, of which the first number fails after which too many are skipped; or the measured ones.
-    These depend on how many are skipped: fewer are drawn from a larger set, with worse layers, so the search comes from
-    above, from the longest beginning of the order that itself keeps WANTED.
-    """
-
-    def keeps(k: int) -> bool:
-        layers = valid.valid_layers(k) if isinstance(valid, Measured) else valid
-        generator, lost = torch.Generator().manual_seed(0), 0.0
-        for _ in range(DRAWN):
-            lost += 1 - acceptance(sample_mask(n_layers, k / n_layers, layers, generator))
-            if lost > DRAWN * (1 - WANTED):  # the masks that remain cannot make up for it
-                return False
-        return True
-
-    if not isinstance(valid, Measured):
-        return sum(1 for _ in takewhile(keeps, range(1, len(valid) + 1)))
-
-    def best_keep(k: int) -> bool:
-        return acceptance(tuple(layer in valid.order[:k] for layer in range(n_layers))) >= WANTED
-
-    most = sum(1 for _ in takewhile(best_keep, range(1, valid.most + 1)))
-    return next((k for k in range(most, 0, -1) if keeps(k)), 0)
+    return LayerOrder(alone, order, together[1:])
 
 
 # ---- what is kept
 
 
+@dataclass(frozen=True)
+class Measurement:
+    """What a model's nested models are made from."""
+
+    step: int  # before which it was made
+    bypass: Bypass | None  # what a skipped layer becomes; None: the identity
+    order: LayerOrder | None  # None: the valid layers are given
+    of: str  # the `stamp` of what it was made on; empty if it is not cached
+
+    def to(self, device) -> "Measurement":
+        return replace(self, bypass=self.bypass and self.bypass.to(device))
+
+
 def stamp(model: Decoder, *facts) -> str:
-    """SHA-256 of all that a measurement depends on: weights, dtype, and the facts given (settings, prompts)."""
+    """SHA-256 of all that a measurement depends on: weights, dtype, and the facts given (prompts, settings)."""
     return digest(model.parameters(), *facts, str(model.dtype))
 
 
-def save(path: Path, bypass: Bypass | None, nested: Nested | None) -> None:
+def save(path: Path, measured: Measurement | None) -> None:
     """Writes what was measured, if anything. Raises OSError."""
-    if nested is None:
+    if measured is None:
         return
-    tensors = {} if bypass is None else vars(bypass).copy()
-    if nested.layers:
-        tensors |= {name: torch.from_numpy(np.array(figures)) for name, figures in asdict(nested.layers).items()}
+    tensors = vars(measured.bypass).copy() if measured.bypass else {}
+    if measured.order:
+        tensors |= {name: torch.from_numpy(np.array(figures)) for name, figures in asdict(measured.order).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    facts = {"step": nested.step, "n_skipped": nested.n_skipped, "of": nested.of}
+    facts = {"step": measured.step, "of": measured.of}
     with tempfile.TemporaryDirectory(dir=path.parent) as own:  # another run may be reading, or writing
         write_safetensors(tensors, Path(own, path.name), {"nested": json.dumps(facts)})  # one text keeps its order
         os.replace(Path(own, path.name), path)
 
 
-def read(path: Path, model: Decoder) -> tuple[Bypass | None, Nested | None]:
-    """What `save` wrote: a bypass for this model, and the rest; None for what is not there.
+def read(path: Path, model: Decoder) -> Measurement | None:
+    """What `save` wrote, for this model; None where there is nothing.
 
     Raises ValueError that names the file where it is broken.
     """
     if not path.is_file():
-        return None, None
+        return None
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads(file.metadata()["nested"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
         bypass = [tensors[f.name].to(model.device, model.dtype, copy=True) for f in fields(Bypass) if f.name in tensors]
-        layers = [tensors[f.name].tolist() for f in fields(Measured) if f.name in tensors]
-        measured = Measured(*layers) if layers else None
-        nested = Nested(facts["step"], facts["n_skipped"], measured, facts["of"])
-        return Bypass(*bypass) if bypass else None, nested
+        order = [tensors[f.name].tolist() for f in fields(LayerOrder) if f.name in tensors]
+        return Measurement(
+            facts["step"], Bypass(*bypass) if bypass else None, LayerOrder(*order) if order else None, facts["of"]
+        )
     except (SafetensorError, TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: not a whole measurement ({error!r})") from None
+
+
+def read_cached(path: Path | None, model: Decoder) -> Measurement | None:
+    """What is cached beside --model, on the CPU; None where there is nothing, or it is broken."""
+    try:
+        found = read(path, model) if path else None
+        return found and found.to("cpu")
+    except ValueError as error:
+        warnings.warn(f"{error}; measured again", stacklevel=1)
+        return None
+
+
+def write_cached(path: Path | None, measured: Measurement) -> None:
+    try:
+        if path:
+            save(path, measured)
+    except OSError as error:
+        warnings.warn(f"what was measured cannot be kept beside the model: {error}", stacklevel=1)

@@ -4,7 +4,7 @@
     python report.py runs                       # a line for each run in a folder
     python report.py runs/a runs/b runs/c       # runs side by side; those that differ in the seed only are one arm
 
-train.py prints the first at the end of a run. The pictures are drawn by pictures.py.
+train.py prints the first at the end of a run. The pictures are drawn by support/pictures.py.
 """
 
 import argparse
@@ -16,8 +16,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from pictures import ACCURACY_NAMES, PARTS, draw, means, overlay
 from support.log import complain, read
+from support.pictures import ACCURACY_NAMES, PARTS, draw, means, overlay
 from support.settings import Settings, parse_strictly, read_settings, words
 
 OFF_POLICY = ("acceptance", "acceptance_p5", "sequence_acceptance", "ess")  # all between 0 and 1
@@ -57,11 +57,10 @@ def table(rows: list[dict]) -> str:
     n = max(1, len(steps) // 10)
     parts = {f"the first {n}": steps[:n], f"the last {n}": steps[-n:], f"all {len(steps)}": steps}
     lines += ["", f"{'batches, the mean of':28}" + "".join(f"{name:>16}" for name in parts)]
-    for key in ("reward", *OFF_POLICY, "silent_groups", "cut_off"):
+    for key in ("reward", *OFF_POLICY, "zero_variance_groups", "unfinished"):
         known = ([row[key] for row in part if row[key] is not None] for part in parts.values())
-        lines.append(
-            f"{key.replace('_', ' '):28}" + "".join(f"{statistics.fmean(k or [math.nan]):16.3f}" for k in known)
-        )
+        name = key.replace("zero_variance", "zero-variance").replace("_", " ")
+        lines.append(f"{name:28}" + "".join(f"{statistics.fmean(k or [math.nan]):16.3f}" for k in known))
     return "\n".join(lines)
 
 

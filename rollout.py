@@ -1,4 +1,4 @@
-"""Sampling completions from a nested model, and scoring them under the full one.
+"""Sampling completions from a nested model, and their log-probabilities under the full one.
 
 `generate` is the fast sampler: a batch, a key/value cache, finished rows leave. `generate_naive` is what it computes,
 written as plainly as it can be: one row at a time, all its tokens anew for each next one. Tests hold the two equal
@@ -13,24 +13,24 @@ logprobs.
     P prompts   G samples of each   N = P·G rows   T tokens of the longest completion   V vocabulary
 """
 
-import math
-from collections import defaultdict
 from dataclasses import dataclass, replace
 from numbers import Integral
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model import Decoder, KVCache, PromptCache
+from cache import CompletionCache, KVCache, PromptCache
+from model import Decoder
+from support.batches import distinct
 from support.distributed import alone, everyone, share
-from support.optimizer import CapturedStep, packed
+from support.fast import CapturedStep, TokenLogprobs, packed
 
 BLOCK = 256  # tokens of the vocabulary that sampling sums up first
 PATIENCE = {"cpu": 1}  # tokens after which a device is asked which rows have ended; others: 8, for they wait then
 CAPTURED = {"cuda"}  # devices on which a decode step is captured; rows leave when half of them have ended there
-LOGITS = 128 * 49_152  # logits that exist at a time while completions are scored
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,13 @@ def generate(
     temperature: float = 1.0,
     skip=None,
     seed: int | list[int] = 0,
+    bypass=None,
     full_prompt: bool = False,
 ) -> Rollout:
     """Samples n_samples completions of each prompt, under one skip mask, until an end token or max_new_tokens.
 
     temperature: τ; 0 takes the most probable token, with log-probability 0 (a point mass).
-    skip: L bools (D3).
+    skip: L bools (D3).  bypass: what skipped blocks become (a `skip.Bypass`), None for the identity.
     full_prompt: the full model reads the prompts, and the nested one goes on from its keys and values; else the mask is
         the same for prompts and completions.
     seed: an int, or P ints; sample g of prompt p draws from the stream (seed[p], g), and an int s stands for s, s+1, …
@@ -81,33 +82,23 @@ def generate(
     Raises ValueError for an empty prompt and for one that leaves no room in the model's context.
     """
     uniforms = uniform_streams(model, prompts, n_samples, max_new_tokens, seed)  # (N, T)
-    if not alone():
-        mine = share(list(range(len(prompts))))
-        rows = [p * n_samples + g for p in mine for g in range(n_samples)]
-        part = (
-            sample_rows(model, [prompts[p] for p in mine], uniforms[rows], eos_ids, temperature, skip, full_prompt)
-            if mine
-            else None
-        )
-        return joined(everyone(part and part.on_cpu()), prompts, n_samples, model.device)
-    return sample_rows(model, prompts, uniforms, eos_ids, temperature, skip, full_prompt)
+    mine, part = share(len(prompts)), None  # all, on one process; None where there are more processes than prompts
+    if prompts[mine]:
+        uniforms = uniforms[mine.start * n_samples : mine.stop * n_samples]
+        part = sample_rows(model, prompts[mine], uniforms, eos_ids, temperature, skip, bypass, full_prompt)
+    return part if alone() else joined(everyone(part and part.on_cpu()), model.device)
 
 
-def joined(parts: list["Rollout | None"], prompts: list[list[int]], n_samples: int, device) -> "Rollout":
-    """The whole of what `share` has shared out: prompt p is in part p mod N, at place p div N."""
-    longest = max(part.tokens.shape[1] for part in parts if part)
-    whole = {}
-    for name in ("tokens", "mask", "logprobs", "ended"):
-        columns = [longest] * (name != "ended")
-        groups = {}
-        for rank, part in enumerate(parts):
-            if part:
-                x = getattr(part, name).to(device)
-                x = x if name == "ended" else F.pad(x, (0, longest - x.shape[1]))
-                for place, group in enumerate(x.view(-1, n_samples, *columns)):
-                    groups[rank + place * len(parts)] = group
-        whole[name] = torch.cat([groups[p] for p in range(len(prompts))])
-    return Rollout([prompt for prompt in prompts for _ in range(n_samples)], **whole)
+def joined(parts: list[Rollout | None], device) -> Rollout:
+    """The rollout whose rows several processes have sampled, one part below the other."""
+    parts = [part for part in parts if part]
+    T = max(part.tokens.shape[1] for part in parts)
+    tokens, mask, logprobs = (
+        torch.cat([F.pad(getattr(part, name), (0, T - part.tokens.shape[1])) for part in parts]).to(device)
+        for name in ("tokens", "mask", "logprobs")
+    )
+    prompts = [prompt for part in parts for prompt in part.prompts]
+    return Rollout(prompts, tokens, mask, logprobs, torch.cat([part.ended for part in parts]).to(device))
 
 
 def sample_rows(
@@ -117,23 +108,21 @@ def sample_rows(
     eos_ids: list[int],
     temperature: float,
     skip,
+    bypass,
     full_prompt: bool,
 ) -> Rollout:
     """`generate` on this process, from the numbers of its streams (N, T)."""
     N, T = uniforms.shape
-    n_samples, max_new_tokens = N // len(prompts), T
     device = model.device
     eos = torch.tensor(sorted(eos_ids), device=device)
-    rollout = empty_rollout(model, prompts, n_samples, T)
+    rollout = empty_rollout(model, prompts, N // len(prompts), T)
 
     model = packed(model, N)
-    x, cache = prefill(model, prompts, max_new_tokens, skip, full_prompt)
-    logits = model.lm_head(x)  # (P, V)
+    read = read_prompts(model, rollout.prompts, *((None, None) if full_prompt else (skip, bypass)))
+    logits = model.lm_head(read.ends)[read.of_row]  # (N, V)
     if not logits.isfinite().all():
         raise FloatingPointError("the model's logits are not finite")
-    of_prompt = torch.arange(len(prompts), device=device).repeat_interleave(n_samples)  # (N,)
-    logits = logits[of_prompt]  # (N, V)
-    cache.copy_rows(of_prompt)
+    cache = KVCache(read.cache, read.of_row, read.cache.length + T - 1, skip)
     if device.type != "mps":  # which has no float64
         uniforms = uniforms.to(device)
     rows = torch.arange(N, device=device)  # which completion each row of the shrinking batch is
@@ -156,21 +145,22 @@ def sample_rows(
                 cache.keep_rows(kept)
                 rows, token = (x[kept.to(device)] for x in (rows, token))
         if captures:
-            step = step or CapturedStep(model, cache, skip, len(token))
-        logits = step(token) if step else model(token[:, None], cache=cache, skip=skip)[:, 0]
+            step = step or CapturedStep(model, cache, skip, bypass, len(token))
+        logits = step(token) if step else model(token[:, None], cache, skip, bypass)[:, 0]
     return rollout.trimmed()
 
 
 @torch.no_grad()
 def generate_naive(
-    model, prompts, n_samples, max_new_tokens, eos_ids, temperature=1.0, skip=None, seed=0, full_prompt=False
-) -> Rollout:
+    model, prompts, n_samples, max_new_tokens, eos_ids, temperature=1.0, skip=None, seed=0, bypass=None,
+    full_prompt=False,
+) -> Rollout:  # fmt: skip
     """The specification of `generate`: each row alone, its whole sequence through the model again for every token."""
     uniforms = uniform_streams(model, prompts, n_samples, max_new_tokens, seed)
     rollout = empty_rollout(model, prompts, n_samples, max_new_tokens)
     for row, prompt in enumerate(rollout.prompts):
         for t in range(max_new_tokens):
-            logits = logits_naive(model, prompt, rollout.tokens[row, :t], skip, full_prompt)[-1:]
+            logits = logits_naive(model, prompt, rollout.tokens[row, :t], skip, bypass, full_prompt)[-1:]
             token, logprob = sample(logits, uniforms[row, t : t + 1], temperature)
             rollout.tokens[row, t], rollout.logprobs[row, t], rollout.mask[row, t] = token, logprob, True
             if token.item() in eos_ids:
@@ -179,18 +169,18 @@ def generate_naive(
     return rollout.trimmed()
 
 
-def logits_naive(model: Decoder, prompt: list[int], completion: Tensor, skip, full_prompt: bool) -> Tensor:
+def logits_naive(model: Decoder, prompt: list[int], completion: Tensor, skip, bypass, full_prompt: bool) -> Tensor:
     """(T + 1, V): what the T tokens of a completion, and the next one, are sampled from. Where the full model reads the
     prompt, it predicts the first of them."""
     prompt_tokens, completion = torch.tensor([prompt], device=completion.device), completion[None]
     if not full_prompt:
-        return model(torch.cat((prompt_tokens, completion), dim=1), skip=skip)[0, len(prompt) - 1 :]
-    cache = PromptCache(model)
+        return model(torch.cat((prompt_tokens, completion), dim=1), None, skip, bypass)[0, len(prompt) - 1 :]
+    cache = PromptCache()
     first = model(prompt_tokens, cache)[:, -1:]
     if not completion.shape[1]:
         return first[0]
-    only = torch.tensor([0], device=completion.device)
-    return torch.cat((first, model(completion, cache.followed_by(only, skip), skip)), dim=1)[0]
+    follower = CompletionCache(cache, torch.tensor([0], device=completion.device), skip)
+    return torch.cat((first, model(completion, follower, skip, bypass)), dim=1)[0]
 
 
 def completion_logprobs(
@@ -200,158 +190,75 @@ def completion_logprobs(
     mask: Tensor,
     temperature: float = 1.0,
     skip=None,
+    bypass=None,
     full_prompt: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """log π of given completions, differentiable, and π's entropy at each token, detached.
 
     prompts: n lists; tokens, mask: (n, T) as in `Rollout` -> (n, T) each, 0 outside the mask.
     """
-    states = completion_hidden(model, prompts, tokens, mask, skip, full_prompt)
-    return score_states(model, states, tokens, mask, temperature)
-
-
-def score_states(
-    model: Decoder, states: Tensor, tokens: Tensor, mask: Tensor, temperature: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """`completion_logprobs` of the states (m, C) that `completion_hidden` gives."""
-    logprobs, entropy = ScoreTokens.apply(states, model.lm_head.weight, tokens[mask], temperature)  # (m,)
+    states = completion_hidden(model, prompts, tokens, mask, skip, bypass, full_prompt)
+    logprobs, entropy = TokenLogprobs.apply(states, model.lm_head.weight, tokens[mask], temperature)  # (m,)
     zeros = torch.zeros(mask.shape, dtype=logprobs.dtype, device=logprobs.device)
     return zeros.masked_scatter(mask, logprobs), zeros.masked_scatter(mask, entropy)
 
 
 def completion_hidden(
-    model: Decoder, prompts: list[list[int]], tokens: Tensor, mask: Tensor, skip=None, full_prompt: bool = False
+    model: Decoder,
+    prompts: list[list[int]],
+    tokens: Tensor,
+    mask: Tensor,
+    skip=None,
+    bypass=None,
+    full_prompt: bool = False,
 ) -> Tensor:
     """The states (m, C) that the m completion tokens are predicted from; n prompts, tokens and mask (n, T).
 
     Rows with the same prompt share one pass over it; gradients flow back through its keys and values.
     """
-    return hidden_after(model, read_prompts(model, prompts, None if full_prompt else skip), tokens, mask, skip)
+    read = read_prompts(model, prompts, *((None, None) if full_prompt else (skip, bypass)))
+    return hidden_after(model, read, tokens, mask, skip, bypass)
 
 
-def read_prompts(model: Decoder, prompts: list[list[int]], skip=None) -> tuple[PromptCache, Tensor, Tensor]:
-    """A pass over the different ones of n prompts: what it leaves behind, the states (P, C) at their ends, and which of
-    them each row has, (n,)."""
+class ReadPrompts(NamedTuple):
+    """The different ones among n prompts, P of them, after a pass over them."""
+
+    cache: PromptCache
+    ends: Tensor  # (P, C): the states that the first tokens of completions are predicted from
+    of_row: Tensor  # (n,): which of them each row has
+
+
+def read_prompts(model: Decoder, prompts: list[list[int]], skip=None, bypass=None) -> ReadPrompts:
+    """Reads n prompts, each different one once."""
     different, numbers = distinct(prompts)
     tokens, padding = pad_left(different, model.device)
-    cache = PromptCache(model, skip, padding)
-    return cache, model.hidden(tokens, cache, skip)[:, -1], torch.tensor(numbers, device=model.device)
+    cache = PromptCache(skip, padding)
+    ends = model.hidden(tokens, cache, skip, bypass)[:, -1]
+    return ReadPrompts(cache, ends, torch.tensor(numbers, device=model.device))
 
 
-def hidden_after(
-    model: Decoder, read: tuple[PromptCache, Tensor, Tensor], tokens: Tensor, mask: Tensor, skip=None
-) -> Tensor:
+def hidden_after(model: Decoder, read: ReadPrompts, tokens: Tensor, mask: Tensor, skip=None, bypass=None) -> Tensor:
     """`completion_hidden` of prompts that have been read."""
-    cache, ends, of_prompt = read
     tokens, width = tokens.where(mask, 0), int(mask.any(dim=0).sum())
-    x = ends[of_prompt][:, None]  # (n, 1, C): what follows is the first token
+    x = read.ends[read.of_row][:, None]  # (n, 1, C): what follows is the first token
     if width > 1:
-        rest = model.hidden(tokens[:, : width - 1], cache.followed_by(of_prompt, skip), skip)
-        x = torch.cat((x, rest), dim=1)  # (n, width, C)
+        cache = CompletionCache(read.cache, read.of_row, skip)
+        x = torch.cat((x, model.hidden(tokens[:, : width - 1], cache, skip, bypass)), dim=1)  # (n, width, C)
     return x[mask[:, :width]]
 
 
-def distinct(prompts: list[list[int]]) -> tuple[list[list[int]], list[int]]:
-    """The different ones among n prompts, in the order they come in, and the number of each row's among them."""
-    numbers: dict[tuple[int, ...], int] = {}
-    of_row = [numbers.setdefault(tuple(prompt), len(numbers)) for prompt in prompts]
-    return [list(prompt) for prompt in numbers], of_row
-
-
-class ScoreTokens(torch.autograd.Function):
-    """x (m, C), weight (V, C), targets (m,) -> log softmax(x weightᵀ/τ)[target] (m,), and the entropies (m,), detached.
-
-    The logits, (m, V), would be the largest tensor of all. About LOGITS of them exist at a time, and the backward pass
-    computes them again. The forward pass goes over the tokens; the backward pass over the vocabulary, so that a row of
-    the weight's gradient is one product. With p the softmax, ∂ log p[target] / ∂ logits = (1[target] − p)/τ.
-    """
-
-    @staticmethod
-    def logits(x: Tensor, weight: Tensor, temperature: float) -> Tensor:
-        logits = F.linear(x, weight).to(torch.promote_types(x.dtype, torch.float32))
-        return logits if temperature == 1 else logits.div_(temperature)
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        logprobs, entropy, total = [], [], []  # total: log Σ exp(logits)
-        size = math.ceil(LOGITS / len(weight))
-        for part, target in zip(x.split(size), targets.split(size), strict=True):
-            logits = ScoreTokens.logits(part, weight, temperature)
-            top = logits.amax(dim=-1)
-            p = (logits - top[:, None]).exp_()  # unnormalised
-            whole = p.sum(dim=-1)
-            total.append(top + whole.log())
-            logprobs.append(logits.gather(1, target[:, None])[:, 0] - total[-1])
-            entropy.append(total[-1] - torch.linalg.vecdot(p, logits) / whole)
-        ctx.save_for_backward(x, weight, targets, torch.cat(total))
-        ctx.temperature = temperature
-        entropy = torch.cat(entropy)
-        ctx.mark_non_differentiable(entropy)
-        return torch.cat(logprobs), entropy
-
-    @staticmethod
-    def backward(ctx, upstream: Tensor, _) -> tuple[Tensor, Tensor | None, None, None]:
-        x, weight, targets, total = ctx.saved_tensors
-        given = upstream / ctx.temperature  # (m,)
-        to_x = torch.zeros_like(x, dtype=upstream.dtype)
-        to_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None  # a frozen head has no gradient
-        size = math.ceil(LOGITS / len(x))
-        for start in range(0, len(weight), size):
-            part = weight[start : start + size]
-            to_logits = ScoreTokens.logits(x, part, ctx.temperature).sub_(total[:, None]).exp_().mul_(-given[:, None])
-            rows = ((start <= targets) & (targets < start + size)).nonzero()[:, 0]  # whose target is among these
-            to_logits[rows, targets[rows] - start] += given[rows]
-            to_logits = to_logits.to(x.dtype)
-            to_x += to_logits @ part
-            if to_weight is not None:
-                torch.mm(to_logits.T, x, out=to_weight[start : start + size])
-        return to_x.to(x.dtype), to_weight, None, None
-
-
 def completion_logprobs_naive(
-    model, prompts, tokens, mask, temperature=1.0, skip=None, full_prompt=False
+    model, prompts, tokens, mask, temperature=1.0, skip=None, bypass=None, full_prompt=False
 ) -> tuple[Tensor, Tensor]:
     """The specification of `completion_logprobs`: each row alone."""
     logprobs, entropies = [], []
     for prompt, completion in zip(prompts, (row[kept] for row, kept in zip(tokens, mask, strict=True)), strict=True):
-        every = log_softmax(logits_naive(model, prompt, completion[:-1], skip, full_prompt), temperature)  # (T, V)
+        logits = logits_naive(model, prompt, completion[:-1], skip, bypass, full_prompt)
+        every = log_softmax(logits, temperature)  # (T, V)
         logprobs.append(every.gather(1, completion[:, None])[:, 0])
         entropies.append(-(every.exp() * every).sum(dim=-1).detach())
     zeros = torch.zeros(mask.shape, dtype=logprobs[0].dtype, device=tokens.device)
     return zeros.masked_scatter(mask, torch.cat(logprobs)), zeros.masked_scatter(mask, torch.cat(entropies))
-
-
-def micro_batches(rollout: Rollout, advantages: Tensor, budget: int) -> list[tuple[list[int], bool]]:
-    """(rows, whether they have a gradient): those with and without a signal apart, each cut by tokens."""
-    has_signal, lengths = (advantages != 0).tolist(), rollout.mask.sum(dim=1).tolist()
-    with_signal, silent = ([row for row, has in enumerate(has_signal) if has == wanted] for wanted in (True, False))
-    return [
-        (rows, has_signal)
-        for chosen, has_signal in ((with_signal, True), (silent, False))
-        for rows in cut_by_tokens(chosen, rollout.prompts, lengths, budget)
-    ]
-
-
-def cut_by_tokens(rows: list[int], prompts: list[list[int]], lengths: list[int], budget: int) -> list[list[int]]:
-    """Rows in batches of at most `budget` tokens, or of one row: completions of a prompt stand together, for they share
-    its pass, and those of similar length, for a batch is as long as its longest."""
-
-    def tokens(batch: list[int]) -> int:
-        different, _ = distinct([prompts[row] for row in batch])
-        return len(batch) * max(lengths[row] for row in batch) + len(different) * max(map(len, different))
-
-    groups = defaultdict(list)
-    for row in sorted(rows, key=lengths.__getitem__):
-        groups[tuple(prompts[row])].append(row)
-    batches = []
-    for group in sorted(groups.values(), key=lambda group: lengths[group[-1]]):
-        if not batches or tokens(batches[-1] + group) > budget:
-            batches.append([])
-        for row in group:
-            if batches[-1] and tokens(batches[-1] + [row]) > budget:
-                batches.append([])
-            batches[-1].append(row)
-    return batches
 
 
 def pack(completions: list[list[int]], device) -> tuple[Tensor, Tensor]:
@@ -371,19 +278,6 @@ def empty_rollout(model: Decoder, prompts: list[list[int]], n_samples: int, max_
         logprobs=torch.zeros(shape, dtype=torch.promote_types(model.dtype, torch.float32), device=device),
         ended=torch.zeros(shape[0], dtype=torch.bool, device=device),
     )
-
-
-def prefill(
-    model: Decoder, prompts: list[list[int]], max_new_tokens: int, skip, full_prompt: bool
-) -> tuple[Tensor, KVCache]:
-    """P prompts -> the states (P, C) that their first tokens are predicted from, and a cache with room for the rest."""
-    tokens, padding = pad_left(prompts, model.device)
-    reader = None if full_prompt else skip
-    cache = KVCache(model, len(prompts), tokens.shape[1] + max_new_tokens - 1, reader, padding)
-    x = model.hidden(tokens, cache, reader)[:, -1]
-    if full_prompt and skip is not None:  # SKIP
-        cache.switch(skip)  # SKIP
-    return x, cache
 
 
 def pad_left(prompts: list[list[int]], device) -> tuple[Tensor, Tensor | None]:

@@ -1,16 +1,28 @@
-"""Which layers a nested model leaves out: the definitions D1-D3 of the method. Every line here exists for skipping.
+"""Which layers a nested model leaves out, and what they become: the definitions D1-D3 of the method. Every line here
+exists for skipping.
 
 D1  the layers of a model are 0 … L−1, each a whole block (attention and MLP with their residuals);
-D2  the valid layers are those that may be skipped: measured, an explicit list, or all but `border` on each side;
-D3  a mask skips round(ratio · L) of them, drawn uniformly without replacement.
+D2  the valid layers are those that may be skipped: measured (nested.py), an explicit list, or all but `border` on each
+    side;
+D3  a mask skips round(ratio · L) of them, drawn uniformly without replacement; a skipped block is the identity.
 
 A mask is a tuple of L bools, True = skipped, and is an argument of `Decoder.forward`. The trainer draws a new one for
-every batch, so the behaviour policy of a whole run is the mixture over masks.
+every batch, so the behaviour policy of a whole run is the mixture over masks. The paper's identity may give way to a
+`Bypass`, the next argument: what is added instead of the block's update.
+
+    L layers   C hidden_size   R rank of a bypass   B rows   T tokens
 """
 
 import warnings
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model import Block, Decoder
+
+RIDGE = 0.01  # of the mean square of what a bypass is fitted on
 
 
 def valid_layers(n_layers: int, border: int) -> list[int]:
@@ -56,3 +68,59 @@ def sample_mask(n_layers: int, ratio: float, valid: list[int], generator: torch.
     chosen = torch.randperm(len(valid), generator=generator)[:n_skipped].tolist()
     skipped = {valid[i] for i in chosen}
     return tuple(layer in skipped for layer in range(n_layers))
+
+
+@dataclass
+class Bypass:
+    """What is added instead of a skipped block's update: a low-rank matrix times its normalised input, and a vector.
+
+    The first position has a vector alone: the attention of all others comes to rest on it, and its states are unlike
+    theirs (Xiao et al., 2023; Sun et al., 2024). Rank R costs 2·R·C multiplications a token, a block about 12·C².
+    """
+
+    down: Tensor  # (L, R, C)
+    up: Tensor  # (L, C, R)
+    bias: Tensor  # (L, 2, C): of the first position, and of all others
+
+    def to(self, device) -> "Bypass":
+        return Bypass(*(tensor.to(device) for tensor in vars(self).values()))
+
+    def __call__(self, layer: int, x: Tensor, positions: Tensor) -> Tensor:
+        """x (B, T, C) at positions (B or 1, T) -> (B, T, C)."""
+        first, others = self.bias[layer]
+        update = F.linear(F.linear(x, self.down[layer]), self.up[layer], others)
+        return torch.where((positions == 0)[..., None], first, update)
+
+
+@torch.no_grad()
+def fit_bypass(model: Decoder, tokens: Tensor, mask: Tensor, rank: int) -> Bypass:
+    """The bypass that comes closest to what the blocks add on these rows; rank 0: their mean.
+
+    tokens, mask: (B, T), rows that end early padded on the right; positions outside the mask do not count. By least
+    squares over all positions but the first ones: of all maps of that rank from a block's normalised input to its
+    update, the one with the least error (reduced-rank regression; Izenman, 1975), up to a small ridge.
+    """
+    parts, exact = [], torch.promote_types(model.dtype, torch.float32)
+    home = model.device if model.device.type in ("cpu", "cuda") else torch.device("cpu")  # Apple's GPU has no eigh
+    mask = mask.to(home)
+
+    def fit(block: Block, arguments: tuple, output: Tensor) -> None:
+        update, x = (output - arguments[0]).to(home, exact), block.input_layernorm(arguments[0]).to(home, exact)
+        first, update, x = update[:, 0].mean(0), update[:, 1:][mask[:, 1:]], x[:, 1:][mask[:, 1:]]  # (C,), (n, C)
+        mean, mean_x = update.mean(0), x.mean(0)
+        update, x = update - mean, x - mean_x
+        gram, cross = x.T @ x, x.T @ update  # (C, C)
+        gram.diagonal().add_((RIDGE * gram.diagonal().mean()).clamp(min=1e-6))  # all 0 where all tokens are one
+        matrix = torch.linalg.solve(gram, cross)  # update ≈ x matrix
+        _, vectors = torch.linalg.eigh(cross.T @ matrix)  # of the fitted updates' second moments, ascending
+        up = vectors[:, len(gram) - rank :]  # (C, R): where most of the fitted updates lie
+        down = (matrix @ up).T
+        parts.append((down, up, torch.stack((first, mean - up @ (down @ mean_x)))))
+
+    hooks = [block.register_forward_hook(fit) for block in model.model.layers]
+    try:
+        model.hidden(tokens)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return Bypass(*(torch.stack(part).to(model.device, model.dtype) for part in zip(*parts, strict=True)))

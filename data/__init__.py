@@ -2,7 +2,10 @@
 files of the user's own.
 """
 
+import warnings
 from pathlib import Path
+
+import numpy as np
 
 from data import arith, gsm8k, math12k, own, svamp
 from data.problem import Problem
@@ -10,6 +13,7 @@ from data.problem import Problem
 SPLITS = {name: ("train", "test") for name in ("svamp", "gsm8k", "math12k")} | {"arith": tuple(arith.SIZES)}
 DATASETS = tuple(SPLITS)
 VALID = 100  # problems of the split valid
+FEW = 50  # problems of a test split below which a warning is due
 EMBEDDED = Path(__file__).parent / "tiny"  # the embedded model, which docs/tiny.py makes
 
 
@@ -47,3 +51,45 @@ def load(name: str, split: str, data_dir: str | Path | None = None) -> list[Prob
     if name == "arith":
         return arith.load(split)
     return {"svamp": svamp, "gsm8k": gsm8k, "math12k": math12k}[name].load(split, data_dir)
+
+
+def load_splits(
+    dataset: str, data_dir: str | Path | None = None, test_file: str = "", eval_split: str = "test"
+) -> tuple[list[Problem], dict[str, list[Problem]]]:
+    """The problems to train on, and those to test with by split: test and, of arith, wordings; or valid.
+
+    test_file: tested with instead, and not trained on.  eval_split: test, or valid, which is then not trained on.
+    Raises what `load` raises, and ValueError for flags that exclude each other.
+    """
+    if test_file and eval_split == "valid":
+        raise ValueError(f"--test-file {test_file} with --eval-split valid; expected one of the two")
+    if test_file and not is_file(test_file):
+        raise ValueError(f"--test-file is {test_file!r}; expected a file *.jsonl or *.json")
+    if test_file:
+        tests = {"test": load(test_file, "all")}
+        train = load(dataset, "all" if is_file(dataset) else "train", data_dir)
+        tested, n = {problem.question for problem in tests["test"]}, len(train)
+        train = [problem for problem in train if problem.question not in tested]
+        if len(train) < n:
+            warnings.warn(f"{n - len(train):,} problems of --test-file are not trained on", stacklevel=1)
+        if not train:
+            raise ValueError(f"--test-file {test_file}: all problems of {dataset} are in it, none is left to train on")
+    else:
+        tests = {split: load(dataset, split, data_dir) for split in splits(dataset)}
+        train = tests.pop("train")
+    if eval_split == "valid":
+        tests = {"valid": load(dataset, "valid", data_dir)}
+        train = train[: -len(tests["valid"])]
+    for split, problems in tests.items():
+        if len(problems) < FEW:
+            warnings.warn(
+                f"{split}: {len(problems)} problems, which tell little: see the ± of an accuracy", stacklevel=1
+            )
+    return train, tests
+
+
+def draw_problems(problems: list[Problem], size: int, step: int, seed: int) -> list[Problem]:
+    """The problems of one step, counted from 1. Each epoch has the data set in a new order, fixed by seed and epoch."""
+    n, draws = len(problems), range((step - 1) * size, step * size)
+    orders = {epoch: np.random.default_rng([seed, epoch]).permutation(n) for epoch in {i // n for i in draws}}
+    return [problems[orders[i // n][i % n]] for i in draws]

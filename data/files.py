@@ -14,8 +14,9 @@ from pathlib import Path
 
 import torch
 
+from answers import canonical, plain
 from data.problem import Problem
-from reward import canonical, is_correct, plain
+from reward import is_correct
 
 
 @dataclass(frozen=True)

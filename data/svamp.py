@@ -6,9 +6,9 @@ There is no official split of it for training: the first 700 problems are ours t
 import re
 from pathlib import Path
 
+from answers import depths
 from data.files import Source, find, number, read_problems
 from data.problem import Problem
-from reward import depths
 
 SOURCE = Source(
     name="svamp.json",

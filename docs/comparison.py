@@ -21,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pictures import style
 from report import reinforced
 from support.log import complain, read
+from support.pictures import style
 from support.settings import Settings, read_settings
 
 
@@ -38,7 +38,7 @@ class Seed:
 
 def seconds(steps: list[dict]) -> float:
     """Of a step: the median of sampling, scoring and updating, and its share of measuring nested models."""
-    parts = ("seconds_sample", "seconds_score", "seconds_update")
+    parts = ("seconds_sample", "seconds_grade", "seconds_update")
     measuring = sum(row["seconds_measure"] or 0.0 for row in steps) / len(steps)
     return statistics.median(sum(row[part] for part in parts) for row in steps) + measuring
 
@@ -131,7 +131,7 @@ def table(arms: dict[str, dict[int, Seed]], first: str) -> str:
         cells += [
             f"{statistics.fmean(row[key] for row in steps):.3f}" for key in ("reward", "sequence_acceptance", "ess")
         ]
-        cells += [f"{statistics.fmean(1 - row['silent_groups'] for row in steps):.0%}"]
+        cells += [f"{statistics.fmean(1 - row['zero_variance_groups'] for row in steps):.0%}"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

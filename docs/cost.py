@@ -31,8 +31,9 @@ import torch
 
 import data
 from bench import seconds, table, timed
-from nested import Bypass
-from rollout import Rollout, generate, micro_batches
+from rollout import Rollout, generate
+from skip import Bypass
+from support.batches import micro_batches
 from support.log import complain
 from support.optimizer import Optimizer
 from support.pretrained import load_model
@@ -72,7 +73,7 @@ def sampling_features(rollout: Rollout, n_layers: int, n_skipped: int) -> list[f
 
 def pass_features(rollout: Rollout) -> list[float]:
     total = np.zeros(4)
-    for rows, _ in micro_batches(rollout, torch.ones(len(rollout.prompts)), Settings().micro_batch_tokens):
+    for rows, _ in micro_batches(rollout.prompts, rollout.mask, rollout.mask[:, 0], Settings().micro_batch_tokens):
         prompts = {tuple(rollout.prompts[row]) for row in rows}
         longest, width = max(map(len, prompts)), int(rollout.mask[rows].sum(dim=1).max()) - 1
         read, written = len(prompts) * longest, len(rows) * width
@@ -96,7 +97,7 @@ class Machine:
         C, self.L = self.model.config.hidden_size, self.model.config.num_hidden_layers
         shapes = (self.L, C // 4, C), (self.L, C, C // 4), (self.L, 2, C)  # of a linear bypass that adds nothing
         zeros = partial(torch.zeros, dtype=self.model.dtype, device=self.model.device)
-        self.model.bypass = Bypass(*map(zeros, shapes))
+        self.bypass = Bypass(*map(zeros, shapes))
 
     def row(self, prompts: list, rows: int, length: int, share: float, eos_ids: list[int], repeats: int) -> dict:
         """Medians of the seconds of each part, with the features of the last rollout."""
@@ -104,7 +105,9 @@ class Machine:
         skip = tuple(layer < k for layer in range(self.L))  # which ones makes no difference to the time
         times = {"sampling": [], "scoring": [], "backward": [], "optimiser": []}
         n_samples, rollouts, own = rows // len(prompts), [], {}
-        sample = partial(generate, self.model, prompts, n_samples, length, eos_ids, skip=skip, full_prompt=True)
+        sample = partial(
+            generate, self.model, prompts, n_samples, length, eos_ids, skip=skip, bypass=self.bypass, full_prompt=True
+        )
         for _ in range(repeats):
             times["sampling"].append(seconds(lambda: rollouts.append(sample())))
             rollout = rollouts.pop()

@@ -26,13 +26,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import train
-from evaluate import score
+from data import draw_problems
+from evaluate import grade
 from losses import diagnostics, gradient_weights, group_advantages, log_ratio, normaliser, policy_loss
 from model import Config, Decoder
 from rollout import Rollout, completion_logprobs, generate, pack
+from run import Run, set_up
 from skip import sample_mask
-from train import draw_problems
+from train import main as train_main
 
 KINDS = {
     "E4 on-policy": {"kind": "on-policy"},
@@ -161,24 +162,24 @@ def sums(n: int) -> list[dict]:
     return records
 
 
-def taught(folder: Path) -> train.Run:
+def taught(folder: Path) -> Run:
     """A run on such sums, of the embedded model after one epoch of supervised learning on them; made once."""
     file, out, warm = folder / "sums.jsonl", folder / "warm-up", folder / "sums"
     if not warm.exists():
         file.write_text("\n".join(map(json.dumps, sums(4000))), encoding="utf-8")
         flags = "--warmup-epochs 1 --steps 0 --eval-problems 200 --dataset"
-        if train.main([*flags.split(), str(file), "--out", str(out)]):
+        if train_main([*flags.split(), str(file), "--out", str(out)]):
             raise SystemExit("the warm-up did not end")
         (out / "checkpoint").rename(warm)  # it is there only if it is whole
-    return train.set_up({"model": str(warm), "dataset": str(file), "out": str(folder / "run-sums")})
+    return set_up({"model": str(warm), "dataset": str(file), "out": str(folder / "run-sums")})
 
 
 def sampled(
-    run: train.Run, kinds: dict, layers: tuple[int, ...], n_batches: int, n_reference: int, blocks: int = 6
+    run: Run, kinds: dict, layers: tuple[int, ...], n_batches: int, n_reference: int, blocks: int = 6
 ) -> list[dict]:
     """The same figures on a run's model and problems, so many layers skipped as it would skip them, with standard
     errors."""
-    run.skip_mask(step=1)  # measures which layers may go, and their bypass
+    run.nested.measure(step=1)  # which layers may go, and their bypass
     model, tokenizer = run.model, run.tokenizer
     problems = draw_problems(run.train, BATCH // 8, step=1, seed=0)
     prompts = [tokenizer.encode_prompt(problem.question) for problem in problems]
@@ -187,11 +188,19 @@ def sampled(
     def batches(n: int, skipped: int, n_samples: int, estimators: dict):
         masks = torch.Generator().manual_seed(skipped)
         for _ in tqdm(range(n), desc=f"{skipped} layers skipped"):
-            skip = sample_mask(L, skipped / L, run.nested.layers.valid_layers(skipped), masks)
+            skip = sample_mask(L, skipped / L, run.nested.measured.order.valid_layers(skipped), masks)
             rollout = generate(
-                model, prompts, n_samples, 128, tokenizer.eos_ids, skip=skip, seed=next(seeds), full_prompt=True
+                model,
+                prompts,
+                n_samples,
+                128,
+                tokenizer.eos_ids,
+                skip=skip,
+                seed=next(seeds),
+                bypass=run.nested.bypass,
+                full_prompt=True,
             )
-            rewards = [[record["reward"] for record in samples] for samples in score(tokenizer, problems, rollout)]
+            rewards = [[record["reward"] for record in samples] for samples in grade(tokenizer, problems, rollout)]
             yield gradients(model, rollout, torch.tensor(rewards), estimators)
 
     reference = torch.zeros(blocks, sum(p.numel() for p in model.parameters()))
@@ -302,7 +311,7 @@ def main(arguments: list[str] | None = None) -> int:
     calls = {
         "counted out": lambda: counted_out(a.models, n_masks=10),
         "arith": lambda: sampled(
-            train.set_up({"out": str(a.out / "run-arith")}), ESTIMATORS, (1, 2, 4), a.batches, a.reference
+            set_up({"out": str(a.out / "run-arith")}), ESTIMATORS, (1, 2, 4), a.batches, a.reference
         ),
         "sums": lambda: sampled(taught(a.out), long, (2, 4), a.batches, a.reference),
     }

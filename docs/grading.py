@@ -35,8 +35,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 import data
+from answers import canonical, unnamed
 from data.problem import Problem
-from reward import canonical, is_correct, unnamed
+from reward import is_correct
 from support.graders import MathVerify
 
 FRAC = r"\\frac\{(\d+)\}\{(\d+)\}"

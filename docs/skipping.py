@@ -16,7 +16,7 @@ so that a mean over masks is one over all of them. The full model reads the prom
 import argparse
 import json
 import sys
-import tempfile
+from dataclasses import replace
 from math import comb
 from pathlib import Path
 
@@ -24,16 +24,18 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-import nested
-import train
+import data
 from docs.comparison import points
 from docs.estimators import gradients
-from evaluate import score
+from evaluate import grade
 from losses import diagnostics, log_ratio
-from pictures import style
+from nested import NestedModels
 from rollout import Rollout, completion_logprobs, generate
 from skip import sample_mask
 from support.log import complain
+from support.pictures import style
+from support.pretrained import load_model
+from support.settings import Settings
 
 SIGNS = ("acceptance", "acceptance_p5", "sequence_acceptance", "ess")
 BYPASSES = ("linear", "mean", "identity")
@@ -46,30 +48,27 @@ class Models:
     """A checkpoint with its nested models measured, and what it samples. Nothing is trained."""
 
     def __init__(self, a: argparse.Namespace):
-        given = {
-            key: getattr(a, key) for key in ("model", "dataset", "data_dir", "dtype", "max_new_tokens", "temperature")
-        }
-        with tempfile.TemporaryDirectory() as folder:
-            self.run = train.set_up(given | {"out": f"{folder}/run"})
-            self.run.skip_mask(step=1)
-        self.model, self.tokenizer, self.linear = self.run.model, self.run.tokenizer, self.run.model.bypass
-        self.n_layers, self.own = self.model.config.num_hidden_layers, None
+        self.settings = Settings(
+            model=a.model, dtype=a.dtype, max_new_tokens=a.max_new_tokens, temperature=a.temperature
+        )
+        self.model, self.tokenizer = load_model(a.model or data.EMBEDDED, a.dtype, self.settings.device)
+        self.train, self.test = (data.load(a.dataset, split, a.data_dir or None) for split in ("train", "test"))
+        self.n_layers = self.model.config.num_hidden_layers
         self.max_new_tokens, self.temperature = a.max_new_tokens, a.temperature
+        self.nested = self.measured("linear", "measured")
+        self.bypass = self.nested.bypass
+
+    def measured(self, bypass: str, valid_layers: str) -> NestedModels:
+        cached = {} if bypass == "linear" else {"model": ""}  # what a run measures is kept beside the model, others not
+        s = replace(self.settings, bypass=bypass, valid_layers=valid_layers, **cached)
+        nested = NestedModels(self.model, self.tokenizer, self.train, s)
+        if nested.is_due(1):
+            nested.measure(1)
+        return nested
 
     def give_bypass(self, kind: str) -> None:
         """All kinds are fitted on the same completions."""
-        if kind == "linear":
-            self.model.bypass = self.linear
-            return
-        n = min(nested.PROBE + nested.FIT, len(self.run.train))
-        problems = train.draw_problems(self.run.train, n, step=1, seed=0)[-nested.FIT :]
-        prompts, length = (
-            [self.tokenizer.encode_prompt(p.question) for p in problems],
-            min(self.max_new_tokens, nested.LOOK),
-        )
-        ends, temperature = self.tokenizer.eos_ids, self.temperature
-        self.own = self.own or nested.own_completions(self.model, prompts, length, ends, temperature)
-        self.model.bypass = nested.bypass_of(self.model, kind, prompts, self.own, full_prompt=True)
+        self.bypass = self.nested.bypass if kind == "linear" else self.measured(kind, "border:0").bypass
 
     def sample(
         self, problems: list, n_samples: int, seeds: list[int], skip=None, rows: int = 64
@@ -81,9 +80,9 @@ class Models:
             prompts = [self.tokenizer.encode_prompt(problem.question) for problem in some]
             rollouts.append(generate(
                 self.model, prompts, n_samples, self.max_new_tokens, self.tokenizer.eos_ids, self.temperature,
-                skip=skip, seed=seeds[start : start + size], full_prompt=True,
+                skip=skip, seed=seeds[start : start + size], bypass=self.bypass, full_prompt=True,
             ))  # fmt: skip
-            records = score(self.tokenizer, some, rollouts[-1])
+            records = grade(self.tokenizer, some, rollouts[-1])
             rewards += [[record["reward"] for record in group] for group in records]
         return rollouts, rewards
 
@@ -115,7 +114,7 @@ class Aim:
     """The aim of a nested model's batches, against 4n of the full model's; the problems stay the same."""
 
     def __init__(self, models: Models, n: int):
-        self.models, self.problems = models, models.run.train[:BATCH]
+        self.models, self.problems = models, models.train[:BATCH]
         first, second = (
             sum(self.gradient(seed, TRUTH) for seed in range(start, start + 2 * n)) / (2 * n)
             for start in (10**6, 2 * 10**6)
@@ -142,7 +141,7 @@ def measured(a: argparse.Namespace) -> None:
     if any(row.get(key, value) != value for row in rows for key, value in asked.items()):
         raise ValueError(f"{a.out} has rows of other samples or another temperature than {asked}; give another --out")
     models = Models(a)
-    problems, L = models.run.tests["test"][: a.problems], models.n_layers
+    problems, L = models.test[: a.problems], models.n_layers
     aim = Aim(models, a.aim) if a.aim else None
 
     def write(rollouts: list[Rollout], rewards: list[list[float]], **row) -> None:
@@ -164,7 +163,7 @@ def measured(a: argparse.Namespace) -> None:
             models.give_bypass(bypass)
         for ratio in todo:
             k, generator = round(ratio * L), torch.Generator().manual_seed(0)
-            valid = models.run.nested.layers.valid_layers(k)
+            valid = models.nested.measured.order.valid_layers(k)
             skips = [sample_mask(L, k / L, valid, generator) for _ in range(a.masks)]
             rollouts, rewards = [], [None] * len(problems)
             for i, skip in enumerate(skips):

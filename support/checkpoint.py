@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and the moments at which a run must not be stopped.
+"""Checkpoints that are whole or not there.
 
 DIR/checkpoint/             the last one: a Hugging Face folder (config.json, model.safetensors, the tokenizer)
     training/               optimizer/, state.json and, if measured, nested.safetensors: for --resume
@@ -10,10 +10,9 @@ import json
 import os
 import re
 import shutil
-import signal
 import warnings
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
@@ -21,8 +20,9 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
-from support.distributed import alone, by_first, everyone, from_first, rank, together
+from support.distributed import by_first, from_first, rank, together
 from support.optimizer import Optimizer
+from support.signals import uninterrupted
 
 
 def save(folder: Path, write: Callable[[Path], None], optimizer: Optimizer, state: dict, keep: int) -> None:
@@ -186,69 +186,3 @@ def claim(folder: Path) -> FileLock | None:
     except NotImplementedError:  # some network drives
         warnings.warn(f"{folder} cannot be locked: see that no other run writes there", stacklevel=1)
     return lock
-
-
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which a cluster sends before it kills, or SIGHUP, of a terminal that is closed."""
-
-    def __init__(self, number: int = signal.SIGTERM):
-        self.status = 128 + number  # the exit status as a shell gives it
-
-
-def heeded() -> list[int]:
-    """The SIGNALS that this process does not ignore (nohup ignores SIGHUP, a background job SIGINT)."""
-    return [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-
-
-@contextmanager
-def terminable():
-    """SIGTERM and SIGHUP raise Terminated, as Ctrl-C raises KeyboardInterrupt."""
-
-    def terminate(number, _):
-        if alone():
-            raise Terminated(number)
-        HEARD.append(number)
-
-    before = {number: signal.signal(number, terminate) for number in heeded() if number != signal.SIGINT or not alone()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-HEARD: list[int] = []  # signals that wait
-
-
-@contextmanager
-def uninterrupted():
-    """Signals wait for the end of this block, or for `hear_signals` in it: half a step or half a file is
-    worth less than none."""
-    before = {number: signal.signal(number, lambda number, _: HEARD.append(number)) for number in heeded()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        heard = HEARD[:1] if alone() else []
-        if alone():
-            HEARD.clear()
-    if heard:
-        signal.raise_signal(heard[0])
-
-
-def hear_signals() -> None:
-    """Raises what `uninterrupted` holds back, at a moment when stopping costs nothing."""
-    if HEARD and alone():
-        raise KeyboardInterrupt if HEARD[0] == signal.SIGINT else Terminated(HEARD[0])
-
-
-def hear_together() -> None:
-    """Of several processes one cannot stop alone: at a boundary all raise what any of them has heard."""
-    heard = [] if alone() else sum(everyone(HEARD[:1]), [])
-    if heard:
-        HEARD.clear()
-        raise KeyboardInterrupt if heard[0] == signal.SIGINT else Terminated(heard[0])

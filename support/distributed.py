@@ -95,9 +95,9 @@ def balanced(budget: int, tokens: int) -> int:
     return budget if alone() else max(1, min(budget, tokens // (2 * world())))
 
 
-def share(items: list) -> list:
-    """This process's share: every N-th."""
-    return items[rank() :: world()] if MESH else items
+def share(n: int) -> slice:
+    """This process's share of n items, which stand in a row; all on one process."""
+    return slice(n * rank() // world(), n * (rank() + 1) // world()) if MESH else slice(0, n)
 
 
 def deal(items: list, costs: list[float]) -> list:
@@ -130,8 +130,10 @@ def from_first(make: Callable):
     return item[0]
 
 
-def added(x: Tensor) -> Tensor:
-    """The sum of all processes' x, in place."""
+def added(x: Tensor | float) -> Tensor | float:
+    """The sum of all processes' x; a tensor's in place."""
+    if not isinstance(x, Tensor):
+        return sum(everyone(x))
     if MESH:
         dist.all_reduce(x)
     return x

@@ -11,13 +11,14 @@ from fractions import Fraction
 from pathlib import Path
 from threading import Timer
 
+from answers import MAX_CHARACTERS, canonical, plain, unnamed, written
 from data.problem import Problem
-from reward import MAX_CHARACTERS, canonical, extract_answer, is_correct, plain, unnamed, written
+from reward import extract_answer, is_correct
 
 GRADERS = ("rules", "math-verify")
 
 
-def grader(name: str) -> Callable[[str, Problem], bool]:
+def make_grader(name: str) -> Callable[[str, Problem], bool]:
     """What maps a completion and its problem to right or wrong. ValueError for math-verify if it is missing."""
     return MathVerify().is_correct if name == "math-verify" else by_rules
 

@@ -23,11 +23,12 @@ METRICS = (
     *(key for accuracy in ACCURACIES for key in (accuracy, f"{accuracy}_se")),
     *("skipped_layers", "acceptance", "acceptance_p5", "sequence_acceptance", "ess"),
     *("k1", "k3", "ratio_min", "ratio_max", "max_abs_log_ratio", "entropy"),
-    *("silent_groups", "cut_off", "mean_length", "tokens", "tokens_per_second"),
+    *("zero_variance_groups", "unfinished", "mean_length", "tokens", "tokens_per_second"),
     *("full_reward", "full_mean_length", "full_tokens_per_second"),
-    *("seconds_sample", "seconds_score", "seconds_update", "seconds_measure", "seconds_evaluate"),
+    *("seconds_sample", "seconds_grade", "seconds_update", "seconds_measure", "seconds_evaluate"),
 )
 
+RENAMED = {"silent_groups": "zero_variance_groups", "cut_off": "unfinished", "seconds_score": "seconds_grade"}
 
 warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
 
@@ -120,11 +121,7 @@ def naming(path: Path):
 
 
 def readable(f: dict, last_step: int) -> str:
-    """A line of metrics.jsonl for the terminal, of at most 100 characters.
-
-    silent: groups that agree in their reward, and teach nothing; no signal: all are, or the gradient is 0.  p5, whole:
-    5th percentile of the tokens' acceptance, and the acceptance of whole completions.  cut: off.
-    """
+    """A line of metrics.jsonl for the terminal; of a reinforced step two, of at most 80 characters."""
     if f["phase"] == "warmup":
         return f"warm-up {f['step']}/{last_step}  loss {f['loss']:.3f}  {f['seconds_update']:.1f} s"
     if f["phase"] == "evaluate":
@@ -132,10 +129,10 @@ def readable(f: dict, last_step: int) -> str:
         sampled, error, greedy = f[f"{key}_sampled"], f[f"{key}_sampled_se"], f[key]
         split = key.removesuffix("_accuracy")
         return f"step {f['step']}/{last_step}  {split}: sampled {sampled:.1%} ± {error:.1%}, greedy {greedy:.1%}"
-    groups = f"silent {f['silent_groups']:.0%}" if f["stepped"] else "no signal"
-    off_policy = f"p5 {f['acceptance_p5']:.2f}  whole {f['sequence_acceptance']:.2f}"
-    texts = f"length {f['mean_length']:.0f}  cut {f['cut_off']:.0%}  {f['tokens_per_second']:.0f} tok/s"
-    return f"step {f['step']}/{last_step}  reward {f['reward']:.3f}  {groups}  {off_policy}  {texts}"
+    groups = f"zero-variance groups {f['zero_variance_groups']:.0%}" if f["stepped"] else "no signal, no step"
+    batch = f"step {f['step']}/{last_step}  reward {f['reward']:.3f}  {groups}  unfinished {f['unfinished']:.0%}"
+    off_policy = f"acceptance p5 {f['acceptance_p5']:.2f}  sequence acceptance {f['sequence_acceptance']:.2f}"
+    return f"{batch}\n  {off_policy}  mean length {f['mean_length']:.0f}  {f['tokens_per_second']:.0f} tokens/s"
 
 
 def read(folder: str | Path) -> list[dict]:
@@ -160,6 +157,8 @@ def parse(path: Path, content: bytes) -> list[dict]:
             row = json.loads(line)
         except ValueError:
             row = None
+        if isinstance(row, dict) and (old := sorted(row.keys() & RENAMED)):
+            raise ValueError(f"{path}: of an earlier version; {old[0]} is {RENAMED[old[0]]} now (CHANGELOG.md)")
         if not isinstance(row, dict) or row.keys() != set(METRICS) or not isinstance(row["step"], int):
             shown = line[:80].decode(errors="replace")
             raise ValueError(f"{path}, line {n}: not the metrics of a run of this version, or cut off: {shown}")

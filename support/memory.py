@@ -21,10 +21,11 @@ import torch
 
 from model import ALL_AT_ONCE, Decoder
 from support.distributed import alone, world
+from support.fast import LOGITS
 from support.settings import Settings
 
 OTHERS = 0.4e9  # Python and its libraries, on a CPU
-HEAD = 3 * 4 * 128 * 49_152  # rollout.LOGITS of them at a time, in float32, with their gradient
+HEAD = 3 * 4 * LOGITS  # at a time, in float32, with their gradient
 
 
 def needed(model: Decoder, s: Settings, longest: int, device: torch.device) -> dict[str, float]:

@@ -1,19 +1,16 @@
-"""AdamW on float32 master weights; and for fast sampling a twin of the model in oneDNN's layout on a CPU, a captured
-decode step on a GPU."""
+"""AdamW on float32 master weights."""
 
-import copy
 import math
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
 
-from model import Decoder, KVCache
+from model import Decoder
 from support.distributed import added_slice, alone, anyone, local, sliced, whole
 
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # what dcp says of one process
@@ -35,7 +32,7 @@ class Optimizer:
         )
         self.sums: list[Tensor | None] = [None] * len(self.masters)  # of gradients, where the masters are copies
         self.adamw = torch.optim.AdamW(self.masters, weight_decay=0.0)
-        self.whole = True  # False while a step is taken: half of one is no state to save
+        self.consistent = True  # False from when a step begins to move the weights until the run calls it a boundary
 
     def collect_gradients(self) -> None:
         """Adds the gradients up in float32. To be called after each backward pass. Those of float32 weights add up
@@ -64,7 +61,7 @@ class Optimizer:
         if norm == 0:
             self.adamw.zero_grad()
             return norm
-        self.whole = False
+        self.consistent = False
         for group in self.adamw.param_groups:
             group["lr"] = lr
         with torch.no_grad():
@@ -73,7 +70,6 @@ class Optimizer:
             for master, working in zip(self.masters, self.working, strict=True):
                 if master is not working:
                     working.copy_(whole(master.to(working.dtype)))  # rounded before it travels
-        self.whole = True
         return norm
 
     def finite(self) -> bool:
@@ -118,62 +114,3 @@ class Optimizer:
         if tensors:
             dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone())
         self.adamw.load_state_dict({"state": moments, "param_groups": self.adamw.state_dict()["param_groups"]})
-
-
-def packed(model: Decoder, rows: int) -> Decoder:
-    """A model that samples faster, about `rows` rows at a time: the same numbers from the same weights, but each matrix
-    is held once more in oneDNN's own layout, so that no product has to convert it again.
-
-    For bfloat16 on a CPU; elsewhere it is the model itself. Without a gradient, and good until the weights change.
-    """
-    pays = model.dtype == torch.bfloat16 and model.device.type == "cpu" and torch.backends.mkldnn.is_available()
-    return twin(model, nn.Linear, lambda linear: PackedLinear(linear, rows)) if pays else model
-
-
-def twin(module: nn.Module, kind: type, change: Callable[[nn.Module], nn.Module]) -> nn.Module:
-    """The same module with what `change` makes of each part of that kind; all other weights are shared."""
-    if isinstance(module, kind):
-        return change(module)
-    other = copy.copy(module)
-    other._modules = {name: twin(child, kind, change) for name, child in module._modules.items()}
-    return other
-
-
-class PackedLinear(nn.Module):
-    """A linear layer whose matrix has oneDNN's layout for `rows` rows (what inductor's freezing does as well)."""
-
-    def __init__(self, linear: nn.Linear, rows: int):
-        super().__init__()
-        self.matrix = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), rows)
-        self.bias = linear.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.matrix, self.bias, "none", [], "")
-
-
-class CapturedStep:
-    """A decode step of n rows as one CUDA graph: its kernels, fifty a layer, start together and not one by one.
-
-    Shapes and addresses in a graph are fixed. So the cache `hold`s all its columns, and where rows leave, the step has
-    to be captured anew. Without a gradient, and good until the weights move elsewhere.
-    """
-
-    def __init__(self, model: Decoder, cache: KVCache, skip, n: int):
-        self.token = torch.zeros((n, 1), dtype=torch.int64, device=model.device)
-        self.graph = torch.cuda.CUDAGraph()
-        cache.hold()
-        with torch.cuda.device(model.device):  # streams and graphs are the current one's
-            aside = torch.cuda.Stream()
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):  # what a first call sets up cannot be captured; the token is written over
-                model(self.token, cache, skip)
-            torch.cuda.current_stream().wait_stream(aside)
-            with torch.cuda.graph(self.graph):
-                self.logits = model(self.token, cache, skip)[:, 0]  # (n, V)
-                cache.at += 1
-
-    def __call__(self, token: Tensor) -> Tensor:
-        """token (n,) -> logits (n, V), which the next call writes over."""
-        self.token.copy_(token[:, None])
-        self.graph.replay()
-        return self.logits

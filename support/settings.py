@@ -11,6 +11,7 @@ import math
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -18,7 +19,7 @@ from types import MappingProxyType
 import torch
 
 import data
-from losses import WEIGHTS, normaliser
+from losses import WEIGHTS, gradient_weights, normaliser
 from support.distributed import after_first
 from support.graders import GRADERS
 
@@ -38,9 +39,12 @@ GONE = {  # flags of earlier versions: what replaces them
     "retrace_trace": "--gradient retrace (the product) or retrace-token",
     "retrace_c_bar": "nothing, c̄ is 1",
     "compile": "nothing",
-    "min_acceptance": "nothing, --skip-ratio auto keeps a sequence acceptance of 0.65",
+    "min_acceptance": "nothing, see the table of layers that a run prints",
     "layer_dropout": "nothing, see docs/log.md",
     "lr_warmup_steps": "nothing, the rate rises over 5 steps",
+}
+GONE_VALUES = {
+    ("skip_ratio", "auto"): "a share, such as 0.2; the table of layers that a run prints says what each costs",
 }
 
 
@@ -50,7 +54,7 @@ def option(default, help: str, choices: tuple = (), low: float = 0, high: float 
 
 
 def kind(f: Field) -> type:
-    """str, int, float or bool; float of float | None and of float | str."""
+    """str, int, float or bool; float of float | None."""
     return f.type if isinstance(f.type, type) else f.type.__args__[0]
 
 
@@ -58,11 +62,7 @@ def kind(f: Field) -> type:
 class Settings:
     """One run."""
 
-    skip_ratio: float | str = option(  # SKIP
-        0.3,
-        "share of all layers to skip, 0 to 1; auto: the most that keep a sequence acceptance of 0.65",
-        high=1,
-    )
+    skip_ratio: float = option(0.3, "share of all layers to skip, 0 to 1", high=1)  # SKIP
     valid_layers: str = option(  # SKIP
         "measured", "layers that may be skipped: measured, by the acceptance, border:K, or a list such as 2,5,8-11"
     )
@@ -144,7 +144,9 @@ class Settings:
         for f in fields(self):
             value, (choices, low, high) = getattr(self, f.name), (f.metadata[k] for k in ("choices", "low", "high"))
             given = f"{flag(f.name)} is {value!r}"
-            if (value is None and f.default is None) or (f.name, value) == ("skip_ratio", "auto"):
+            if replacement := GONE_VALUES.get((f.name, value)):
+                raise ValueError(f"{given}, which is gone; in its place: {replacement}")
+            if value is None and f.default is None:
                 continue
             if not isinstance(value, (int, float) if kind(f) is float else kind(f)):
                 raise ValueError(f"{given}; expected {kind(f).__name__}")
@@ -152,7 +154,7 @@ class Settings:
                 raise ValueError(f"{given}; expected one of {', '.join(choices)}")
             if isinstance(value, int | float) and not (low <= value <= high and math.isfinite(value)):
                 bounds = f"{low} or more" if high == math.inf else f"a number from {low} to {high}"
-                raise ValueError(f"{given}; expected {bounds}{' or auto' * (f.name == 'skip_ratio')}")
+                raise ValueError(f"{given}; expected {bounds}")
         for name, prefix, none in (
             ("cap", "is", None),
             ("bound", "is", "truncate"),
@@ -163,9 +165,9 @@ class Settings:
                     f"{flag(name)} is {getattr(self, name)}, but --gradient {self.gradient} has none; expected a "
                     f"gradient whose name begins with {prefix}, or no {flag(name)}"
                 )
-        if self.bound == "mask" and (self.truncation or 0) <= 1:
-            raise ValueError(f"--cap is {self.cap}; expected a number above 1 with --bound mask, or --bound truncate")
-        normaliser(torch.ones(1, 1), self.normaliser)
+        one = torch.ones(1, 1)  # losses.py says what else cannot be
+        gradient_weights(self.gradient, 0 * one, one, self.truncation, self.retrace_lambda, self.bound)
+        normaliser(one, self.normaliser)
 
     @property
     def truncation(self) -> float | None:
@@ -229,8 +231,18 @@ def add_flags(parser: argparse.ArgumentParser, names: tuple[str, ...] = ()) -> N
         elif f.metadata["choices"]:
             about |= {"choices": f.metadata["choices"]}
         else:
-            about |= {"type": number_or_auto if f.name == "skip_ratio" else kind(f), "metavar": "X"}
+            about |= {"type": typed(f), "metavar": "X"}
         group.add_argument(flag(f.name), **about)
+
+
+def typed(f: Field) -> Callable[[str], object]:
+    """What makes a field's value of the text that was typed. One that is gone stays a text, for Settings to refuse."""
+
+    def value(text: str):
+        return text if (f.name, text) in GONE_VALUES else kind(f)(text)
+
+    value.__name__ = kind(f).__name__  # argparse says it in its errors
+    return value
 
 
 def with_whole_paths(given: dict) -> dict:
@@ -241,13 +253,6 @@ def with_whole_paths(given: dict) -> dict:
         if given.get(name) and (name in ("data_dir", "test_file") or data.is_file(path) or folder):
             given[name] = path
     return given
-
-
-def number_or_auto(text: str) -> float | str:
-    try:
-        return text if text == "auto" else float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor 'auto'") from None
 
 
 def parse_strictly(

@@ -70,16 +70,16 @@ def checkpoint(tmp_path_factory) -> Path:
 
 def pay(monkeypatch, reward) -> None:
     """Pays sample g of problem p what reward(text, p, g) says, in place of the answer's reward."""
-    original = train.score
+    original = train.grade
 
-    def score(*arguments):
+    def grade(*arguments):
         records = original(*arguments)
         for p, samples in enumerate(records):
             for g, record in enumerate(samples):
                 record["reward"] = float(reward(record["completion"], p, g))
         return records
 
-    monkeypatch.setattr(train, "score", score)
+    monkeypatch.setattr(train, "grade", grade)
 
 
 def small_model(dtype=torch.float64, seed: int = 0, std: float = 0.3, **sizes) -> Decoder:

@@ -97,7 +97,7 @@ def complaint(checkpoint, problems, tmp_path, capsys):
         ("--dataset", "svmap", "svamp, gsm8k, math12k, arith"),
         ("--skip-ratio", "1.5", "from 0 to 1"),
         ("--skip-ratio", "-0.1", "from 0 to 1"),
-        ("--skip-ratio", "automatic", "neither a number nor 'auto'"),
+        ("--skip-ratio", "auto", "in its place: a share, such as 0.2"),
         ("--grader", "sympy", "'rules', 'math-verify'"),
         ("--bypass", "median", "'mean', 'identity'"),
         (
@@ -168,8 +168,8 @@ def test_every_flag_that_is_gone_is_gone():
         (["--cap", "0", "--gradient", "on-policy"], "--cap is 0.0, but --gradient on-policy has none"),
         (["--retrace-lambda", "0.9"], "--retrace-lambda is 0.9, but --gradient is-sequence has none"),
         (["--bound", "mask", "--gradient", "retrace"], "--bound is mask, but --gradient retrace has none"),
-        (["--bound", "mask", "--cap", "0"], "--cap is 0.0; expected a number above 1 with --bound mask"),
-        (["--bound", "mask", "--cap", "1"], "--cap is 1.0; expected a number above 1 with --bound mask"),
+        (["--bound", "mask", "--cap", "0"], "expected truncate, or mask and a cap above 1"),
+        (["--bound", "mask", "--cap", "1"], "the cap 1.0; expected truncate, or mask and a cap above 1"),
     ],
 )
 def test_a_bound_for_a_gradient_that_has_none_is_refused(complaint, flags, said):

@@ -10,11 +10,12 @@ from accelerator import DEVICE, PRETENDED, Accelerator
 from conftest import pay, small_model
 from test_train import PROMPTS, REWARDS
 
-import lora
+import data
+import run as run_module
 import train
 from losses import group_advantages
 from rollout import generate
-from support import pretrained
+from support import lora, pretrained
 from support.log import read
 from support.optimizer import Optimizer
 from support.settings import Settings
@@ -88,8 +89,8 @@ def test_a_run_is_as_on_the_cpu(checkpoint, tmp_path, monkeypatch, flags):
 
     Not --resume: for torch.distributed.checkpoint the pretended device has nothing to load into."""
     pay(monkeypatch, lambda text, p, g: len(text) % 2)
-    load = train.data.load
-    monkeypatch.setattr(train.data, "load", lambda *given: load(*given)[:12])
+    load = data.load
+    monkeypatch.setattr(data, "load", lambda *given: load(*given)[:12])
     flags = [
         *flags.split(),
         *"--prompts 3 --samples 4 --max-new-tokens 8 --eval-problems 2 --steps 2 --skip-ratio 0.5".split(),
@@ -97,7 +98,7 @@ def test_a_run_is_as_on_the_cpu(checkpoint, tmp_path, monkeypatch, flags):
     flags += f"--model {checkpoint} --warmup-epochs 1 --warmup-lr 1e-4 --micro-batch-tokens 300".split()
     assert train.main([*flags, "--device", "cpu", "--out", str(tmp_path / "cpu")]) == 0
     if PRETENDED:
-        for module in (pretrained, train):
+        for module in (pretrained, run_module):
             monkeypatch.setattr(module, "pick_device", lambda name: DEVICE)
     with Accelerator() as accelerator:
         device = "auto" if PRETENDED else str(DEVICE)

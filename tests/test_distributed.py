@@ -34,10 +34,10 @@ FLAGS = "--device cpu --steps 3 --prompts 5 --samples 3 --max-new-tokens 6 --lr 
 FLAGS = [*FLAGS.split(), *"--save-every 2 --skip-ratio 0.5 --measure-every 2".split()]
 EASY = """
 import sys
-import evaluate, train
-load = train.data.load
-train.data.load = lambda *given: load(*given)[:60]
-train.grader = lambda name: lambda completion, problem: len(completion) % 2 == 0
+import data, run, train
+load = data.load
+data.load = lambda *given: load(*given)[:60]
+run.make_grader = lambda name: lambda completion, problem: len(completion) % 2 == 0
 {}
 sys.exit(train.main())
 """
@@ -45,7 +45,7 @@ FAILING = """
 original, calls = train.update, []
 def update(*given, **more):
     calls.append(1)
-    if len(calls) == 4 and train.distributed.rank() == {rank}:
+    if len(calls) == 4 and run.distributed.rank() == {rank}:
         raise {error}
     return original(*given, **more)
 train.update = update
@@ -107,7 +107,17 @@ def samples(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
 
 
-EXACT = ("phase", "step", "reward", "stepped", "skipped_layers", "silent_groups", "cut_off", "mean_length", "tokens")
+EXACT = (
+    "phase",
+    "step",
+    "reward",
+    "stepped",
+    "skipped_layers",
+    "zero_variance_groups",
+    "unfinished",
+    "mean_length",
+    "tokens",
+)
 
 
 def assert_same_run(out: Path, reference: Path) -> None:
@@ -315,7 +325,8 @@ def test_on_one_process_every_function_is_the_identity():
     assert distributed.join("cpu") == "cpu" and distributed.alone() and distributed.world() == 1
     for same in (distributed.sliced, distributed.added_slice, distributed.whole, distributed.local, distributed.added):
         assert same(x) is x
-    assert distributed.share(items) is items and distributed.deal(items, [1, 2, 3]) == items
+    assert distributed.added(0.1) == 0.1
+    assert items[distributed.share(3)] == items and distributed.deal(items, [1, 2, 3]) == items
     assert distributed.everyone(items) == [items] and distributed.from_first(lambda: items) is items
     assert distributed.anyone(True) is True and distributed.anyone(False) is False
     assert distributed.balanced(2048, 10) == 2048

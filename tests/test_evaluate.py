@@ -1,4 +1,4 @@
-"""Scoring and evaluation: what counts as right, and that the figure does not depend on how it is computed."""
+"""Grading and evaluation: what counts as right, and that the figure does not depend on how it is computed."""
 
 import json
 from pathlib import Path
@@ -9,8 +9,9 @@ from conftest import Letters, small_model, spy
 
 import data
 import evaluate
+import reward
 from docs import tiny
-from evaluate import accuracy, score
+from evaluate import accuracy, grade
 from reward import extract_answer
 from rollout import Rollout, generate
 from support.pretrained import load_model
@@ -37,7 +38,7 @@ def test_right_answers_earn_1_and_only_when_they_ended(folder):
     tokenizer = Tokenizer(folder)
     problems = [data.Problem("3 + 4?", "7", "3 + 4 = 7 #### 7"), data.Problem("2 * 4?", "8", "2 * 4 = 8 #### 8")]
     texts = ["3 + 4 = 7 #### 7", "3 + 4 = 7 #### 7", "no idea", "2 * 4 = 8 #### 8"]
-    records = score(tokenizer, problems, rollout_of(tokenizer, texts, [True, False, True, True]))
+    records = grade(tokenizer, problems, rollout_of(tokenizer, texts, [True, False, True, True]))
     assert [[r["correct"] for r in samples] for samples in records] == [[True, False], [False, True]]
     assert [[r["reward"] for r in samples] for samples in records] == [[1.0, 0.0], [0.0, 1.0]]
     assert [[r["ended"] for r in samples] for samples in records] == [[True, False], [True, True]]
@@ -47,10 +48,10 @@ def test_right_answers_earn_1_and_only_when_they_ended(folder):
 
 def test_a_bonus_is_a_reward_and_no_accuracy(folder, monkeypatch):
     """README's example of a reward of one's own: half a point for a marked answer once made an accuracy of 115 %."""
-    monkeypatch.setattr(evaluate, "reward", lambda text, correct: correct + 0.5 * (extract_answer(text) is not None))
+    monkeypatch.setattr(reward, "reward", lambda text, correct: correct + 0.5 * (extract_answer(text) is not None))
     tokenizer = Tokenizer(folder)
     texts = ["3 + 4 = 7 #### 7", "#### 8", "no idea", "#### 7"]
-    records = score(
+    records = grade(
         tokenizer, [data.Problem("3 + 4?", "7", "")], rollout_of(tokenizer, texts, [True, True, True, False])
     )
     assert [[r["reward"] for r in samples] for samples in records] == [[1.5, 0.5, 0.0, 0.0]]
@@ -154,7 +155,7 @@ def test_every_flag_of_the_command_line_reaches_the_evaluation(folder, tmp_path,
         return [[{"correct": c, "reward": 0.5, "ended": True} for c in samples] for samples in correct]
 
     monkeypatch.setattr(evaluate, "evaluate", stand_in)
-    monkeypatch.setattr(evaluate, "grader", lambda name: f"grader {name}")
+    monkeypatch.setattr(evaluate, "make_grader", lambda name: f"grader {name}")
     monkeypatch.setattr(
         evaluate.data, "load", lambda name, split, folder: [data.Problem(f"{name} {split} {i}", "7", "") for i in "123"]
     )

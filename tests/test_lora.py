@@ -9,12 +9,14 @@ from conftest import pay
 from safetensors.torch import load_file
 from test_resume import SHARD
 
-import lora
+import data
 import train
 from losses import group_advantages
 from model import Config, Decoder
 from rollout import completion_logprobs, completion_logprobs_naive, generate, generate_naive
-from support.optimizer import Optimizer, packed
+from support import lora
+from support.fast import packed
+from support.optimizer import Optimizer
 from support.settings import Settings
 
 L = 4
@@ -162,8 +164,8 @@ FLAGS = [
 
 @pytest.fixture
 def easy(monkeypatch):
-    load = train.data.load
-    monkeypatch.setattr(train.data, "load", lambda *given: load(*given)[:20])
+    load = data.load
+    monkeypatch.setattr(data, "load", lambda *given: load(*given)[:20])
     pay(monkeypatch, lambda text, p, g: len(text) % 2 == 0)
 
 

@@ -3,12 +3,14 @@
 import pytest
 import torch
 
-import lora
 import train
-from model import Config, Decoder, KVCache
+from cache import KVCache, PromptCache
+from model import Config, Decoder
 from rollout import completion_logprobs, pack
-from support import memory, pretrained
-from support.optimizer import Optimizer, packed
+from run import set_up
+from support import lora, memory, pretrained
+from support.fast import packed
+from support.optimizer import Optimizer
 from support.settings import Settings
 
 PROMPT, NEW, ROWS = 24, 40, 8
@@ -82,12 +84,14 @@ def test_the_update_is_what_the_backward_pass_needs(dtype, checkpointing, rank):
 
 def test_sampling_is_the_cache_and_the_packed_matrices():
     model = decoder("bfloat16")
-    cache = KVCache(model, ROWS, PROMPT + NEW)
-    cache.reserve(PROMPT + NEW)
+    prompts = PromptCache()
+    model(torch.zeros((1, PROMPT), dtype=torch.int64), prompts)
+    cache = KVCache(prompts, torch.zeros(ROWS, dtype=torch.int64), PROMPT + NEW)
+    cache.reserve(NEW)
     matrices = [module for module in packed(model, ROWS).modules() if type(module).__name__ == "PackedLinear"]
     assert len(matrices) == 4 * 7 + 1, "else there is nothing packed to count"
     linear = sum(m.weight.nbytes for m in model.modules() if isinstance(m, torch.nn.Linear))
-    stored = sum(x.nbytes for pair in cache.layers for x in pair)
+    stored = sum(x.nbytes for pair in cache.layers.values() for x in pair)
     probabilities = ROWS * 400 * (2 + 3 * 4)
     assert parts_of(model, dtype="bfloat16")["sampling"] == linear + stored + probabilities
 
@@ -107,7 +111,7 @@ def test_a_run_that_may_not_fit_is_warned_of(checkpoint, tmp_path, monkeypatch):
     """Completions may be shorter than they are allowed to be."""
     monkeypatch.setattr(memory, "free", lambda device: 5e7)
     with pytest.warns(UserWarning, match="the memory may not suffice.*--lora-rank 16"):
-        run = train.set_up({"model": str(checkpoint), "device": "cpu", "out": str(tmp_path / "out")})
+        run = set_up({"model": str(checkpoint), "device": "cpu", "out": str(tmp_path / "out")})
     run.lock.release()
     assert run.memory.endswith("; 0.05 are free")
 

@@ -13,8 +13,9 @@ from conftest import small_model
 from safetensors.torch import load_file, save_file
 
 import model as model_module
-from model import Decoder, KVCache, RMSNorm, attend, rotary_tables, rotate
-from nested import Bypass
+from cache import CompletionCache, KVCache, PromptCache
+from model import Decoder, RMSNorm, attend, rotary_tables, rotate
+from skip import Bypass
 from support.pretrained import config_json, parse_config
 
 L = 4  # layers of small_model
@@ -37,10 +38,13 @@ def some_tokens(rows, length, seed=0):
     return torch.randint(29, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
-def cached_logits(model, tokens, chunks, skip=None, cache=None):
-    """The logits of `tokens`, computed chunk by chunk with a cache."""
-    cache = cache or KVCache(model, len(tokens), tokens.shape[1], skip=skip)
-    return torch.cat([model(chunk, cache=cache, skip=skip) for chunk in tokens.split(chunks, dim=1)], dim=1)
+def cached_logits(model, tokens, chunks, skip=None, padding=None):
+    """The logits of `tokens`, computed chunk by chunk: a prompt, and what follows it."""
+    prompt, *rest = tokens.split(chunks, dim=1)
+    read = PromptCache(skip, padding)
+    logits = [model(prompt, read, skip)]
+    cache = KVCache(read, torch.arange(len(tokens)), tokens.shape[1], skip)
+    return torch.cat(logits + [model(chunk, cache, skip) for chunk in rest], dim=1)
 
 
 # Arithmetic
@@ -195,11 +199,11 @@ def test_skipping_layers_is_the_model_without_them(model, layers):
 @pytest.mark.parametrize("rank", [0, 3])
 def test_a_skipped_block_becomes_its_bypass(model, rank):
     """By hand: block 1 of a copy adds a vector at position 0, elsewhere up · down · its normalised input + a vector."""
-    bypassed, by_hand = copy.deepcopy(model), copy.deepcopy(model)
+    by_hand = copy.deepcopy(model)
     C, generator = model.config.hidden_size, torch.Generator().manual_seed(0)
     shapes = (L, rank, C), (L, C, rank), (L, 2, C)
-    bypassed.bypass = Bypass(*(torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes))
-    down, up, (first, others) = (part[1] for part in vars(bypassed.bypass).values())
+    bypass = Bypass(*(torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes))
+    down, up, (first, others) = (part[1] for part in vars(bypass).values())
 
     class Adds(torch.nn.Module):
         def forward(self, x, *_):
@@ -209,9 +213,8 @@ def test_a_skipped_block_becomes_its_bypass(model, rank):
     by_hand.model.layers[1] = Adds()
     tokens = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
     skip = tuple(layer == 1 for layer in range(L))
-    torch.testing.assert_close(bypassed(tokens, skip=skip), by_hand(tokens), **EXACT)
-    assert torch.equal(bypassed(tokens), model(tokens)), "with nothing skipped it does nothing"
-    assert bypassed.state_dict().keys() == model.state_dict().keys(), "a checkpoint stays what transformers loads"
+    torch.testing.assert_close(model(tokens, skip=skip, bypass=bypass), by_hand(tokens), **EXACT)
+    assert torch.equal(model(tokens, bypass=bypass), model(tokens)), "with nothing skipped it does nothing"
 
 
 def test_each_mask_is_another_model(model):
@@ -243,12 +246,13 @@ def test_cached_logits_are_the_uncached_ones_under_every_mask(model, skip):
     The cache advances by what it was given once a forward, also where the first or the last layer is skipped: a cache
     that a layer advances would stand still then, or count twice.
     """
-    tokens = some_tokens(3, 9)
-    cache = KVCache(model, batch_size=3, max_length=9, skip=skip)
-    logits = []
-    for start, end in [(0, 4), (4, 7), (7, 8), (8, 9)]:
-        logits.append(model(tokens[:, start:end], cache=cache, skip=skip))
-        assert cache.length == end
+    tokens, prompts = some_tokens(3, 9), PromptCache(skip)
+    logits = [model(tokens[:, :4], prompts, skip)]
+    cache = KVCache(prompts, torch.arange(3), 9, skip)
+    for start, end in [(4, 7), (7, 8), (8, 9)]:
+        assert prompts.length == 4 and cache.length == start
+        logits.append(model(tokens[:, start:end], cache, skip))
+    assert cache.length == 9
     torch.testing.assert_close(torch.cat(logits, dim=1), model(tokens, skip=skip), **EXACT)
 
 
@@ -258,8 +262,9 @@ def test_rows_of_different_lengths_give_what_each_gives_alone(model, skip):
     rows = [some_tokens(1, length + 3, seed)[0] for seed, length in enumerate((8, 3, 1))]
     padded = torch.stack([F.pad(row, (11 - len(row), 0), value=17) for row in rows])
     padding = torch.tensor([11 - len(row) for row in rows])
-    cache = KVCache(model, batch_size=3, max_length=11, skip=skip, padding=padding)
-    batched = cached_logits(model, padded, [8, 1, 1, 1], skip, cache)[:, -4:]  # of the last prompt token, and decoding
+    batched = cached_logits(model, padded, [8, 1, 1, 1], skip, padding)[
+        :, -4:
+    ]  # of the last prompt token, and decoding
     alone = torch.stack([model(row[None], skip=skip)[0, -4:] for row in rows])
     torch.testing.assert_close(batched, alone, **EXACT)
 
@@ -272,22 +277,25 @@ def test_rows_padded_on_the_right_need_no_cache(model):
         torch.testing.assert_close(logits[: len(row)], model(row[None])[0], **EXACT)
 
 
-def prefilled(model, skip=None, copies=1):
-    """A cache after the prompts of 5 rows, of lengths 4, 1, 3, 4, 2."""
-    padding = torch.tensor([0, 3, 1, 0, 2]).repeat_interleave(copies)
-    cache = KVCache(model, batch_size=5 * copies, max_length=6, skip=skip, padding=padding)
-    model(some_tokens(5, 4).repeat_interleave(copies, dim=0), cache=cache, skip=skip)
-    return cache
+def decoded(model, tokens, cache, skip=None):
+    return torch.cat([model(chunk, cache, skip) for chunk in tokens.split(1, dim=1)], dim=1)
 
 
-def test_repeated_rows_are_the_prompt_prefilled_as_many_times(model):
-    """A prompt is prefilled once for its whole group; what differs from then on must not cross between copies."""
-    skip = (False, True, False, False)
+def after_prompts(model, skip, rows, max_length=6):
+    """A cache of rows that follow the prompts rows[i] of 5, of lengths 4, 1, 3, 4, 2."""
+    prompts = PromptCache(skip, padding=torch.tensor([0, 3, 1, 0, 2]))
+    model(some_tokens(5, 4), prompts, skip)
+    return KVCache(prompts, torch.tensor(rows), max_length, skip)
+
+
+def test_completions_of_one_prompt_go_their_own_ways(model):
+    """A prompt is read once for its whole group; what differs from then on must not cross between its rows."""
+    skip, rows = (False, True, False, False), [i for i in range(5) for _ in range(3)]
     next_tokens = some_tokens(15, 2, seed=1)
-    cache = prefilled(model, skip)
-    cache.copy_rows(torch.arange(5).repeat_interleave(3))
-    expected = cached_logits(model, next_tokens, 1, skip, prefilled(model, skip, copies=3))
-    torch.testing.assert_close(cached_logits(model, next_tokens, 1, skip, cache), expected, **EXACT)
+    together = decoded(model, next_tokens, after_prompts(model, skip, rows), skip)
+    for g in range(3):
+        alone = decoded(model, next_tokens[g::3], after_prompts(model, skip, range(5)), skip)
+        torch.testing.assert_close(together[g::3], alone, **EXACT)
 
 
 @pytest.mark.parametrize("rows", [[0, 1, 2, 3, 4], [0, 4, 2], [3, 1], [4]])
@@ -295,37 +303,69 @@ def test_kept_rows_go_on_as_if_the_others_had_never_been(model, rows):
     """Invariant 4: finished rows leave, and rows from behind take their place together with their padding."""
     skip = (False, True, False, False)
     next_tokens = some_tokens(5, 2, seed=1)
-    expected = cached_logits(model, next_tokens, 1, skip, prefilled(model, skip))[rows]
-    cache = prefilled(model, skip)
+    expected = decoded(model, next_tokens, after_prompts(model, skip, range(5)), skip)[rows]
+    cache = after_prompts(model, skip, range(5))
     cache.keep_rows(torch.tensor(rows))
-    torch.testing.assert_close(cached_logits(model, next_tokens[rows], 1, skip, cache), expected, **EXACT)
+    torch.testing.assert_close(decoded(model, next_tokens[rows], cache, skip), expected, **EXACT)
+
+
+@pytest.mark.parametrize("skip", [(False, True, False, False), (True,) * L])
+def test_a_cache_that_holds_its_columns_gives_the_same_logits(model, skip):
+    """What a captured step needs: no memory is allocated, and the column is a tensor. Also where no layer is left."""
+    next_tokens = some_tokens(5, 2, seed=1)
+    expected = decoded(model, next_tokens, after_prompts(model, skip, range(5)), skip)
+    cache, logits = after_prompts(model, skip, range(5)), []
+    cache.hold()
+    for token in next_tokens.split(1, dim=1):
+        logits.append(model(token, cache, skip))
+        cache.next_column += 1
+    torch.testing.assert_close(torch.cat(logits, dim=1), expected, **EXACT)
 
 
 def test_skipped_layers_take_no_memory(model):
-    """The cache is what bounds the batch when sampling; the nested model's is smaller by its skipped layers."""
-    cache = KVCache(model, batch_size=3, max_length=9, skip=(True, False, False, True))
-    assert [stored is None for stored in cache.layers] == [True, False, False, True]
-    cache.reserve(9)
-    assert [tensor.shape for tensor in cache.layers[1]] == [(3, 2, 9, 8)] * 2
+    """The cache is what bounds the batch when sampling; the nested model's is smaller by its skipped layers, whoever
+    has read the prompt."""
+    prompts = PromptCache()
+    model(some_tokens(3, 4), prompts)
+    cache = KVCache(prompts, torch.arange(3), 9, skip=(True, False, False, True))
+    cache.reserve(5)
+    assert [[x.shape for x in pair] for pair in cache.layers.values()] == [[(3, 2, 9, 8)] * 2] * 2
+    assert cache.layers.keys() == {1, 2}
 
 
 @pytest.mark.parametrize(("of_cache", "of_forward"), [(None, MASKS[2]), (MASKS[2], None), (MASKS[2], MASKS[4])])
 def test_a_cache_made_for_another_mask_is_refused(model, of_cache, of_forward):
-    """A nested model on top of a full model's cache is a hybrid, whose probabilities no single pass can reproduce."""
-    cache = KVCache(model, batch_size=1, max_length=9, skip=of_cache)
-    with pytest.raises(ValueError, match="the cache was made for the skip mask"):
-        model(some_tokens(1, 3), cache=cache, skip=of_forward)
-    assert cache.length == 0
+    """A mask that changes on the way is a hybrid, whose probabilities no pass could reproduce."""
+    prompts = PromptCache()
+    model(some_tokens(1, 3), prompts)
+    rows = torch.tensor([0])
+    for cache in (PromptCache(of_cache), CompletionCache(prompts, rows, of_cache), KVCache(prompts, rows, 9, of_cache)):
+        before = cache.length
+        with pytest.raises(ValueError, match="the cache was made for the skip mask"):
+            model(some_tokens(1, 3), cache, of_forward)
+        assert cache.length == before
 
 
 def test_a_full_cache_refuses_more_and_stays_as_it_was(model):
     """Writing past the end must neither wrap around nor broadcast."""
-    tokens = some_tokens(2, 6)
-    cache = KVCache(model, batch_size=2, max_length=5)
-    model(tokens[:, :4], cache=cache)
+    tokens, prompts = some_tokens(2, 6), PromptCache()
+    model(tokens[:, :4], prompts)
+    cache = KVCache(prompts, torch.arange(2), 5)
     with pytest.raises(ValueError, match=r"holds 5 tokens a row; 6 were asked for"):
-        model(tokens[:, 4:], cache=cache)
-    torch.testing.assert_close(model(tokens[:, 4:5], cache=cache), model(tokens[:, :5])[:, 4:], **EXACT)
+        model(tokens[:, 4:], cache)
+    torch.testing.assert_close(model(tokens[:, 4:5], cache), model(tokens[:, :5])[:, 4:], **EXACT)
+
+
+def test_a_cache_of_one_pass_refuses_a_second_one(model):
+    """It would attend to half of what it has read."""
+    tokens, prompts = some_tokens(2, 6), PromptCache()
+    model(tokens, prompts)
+    with pytest.raises(ValueError, match="the prompts have been read"):
+        model(tokens, prompts)
+    cache = CompletionCache(prompts, torch.arange(2))
+    model(tokens, cache)
+    with pytest.raises(ValueError, match="the completions have been read"):
+        model(tokens, cache)
 
 
 # config.json

@@ -1,4 +1,4 @@
-"""Nested models: the bypass that is fitted, the layers that may go, and how many while a model changes."""
+"""Nested models: the bypass that is fitted, the layers that may go, and what is kept of both."""
 
 import pytest
 import torch
@@ -6,20 +6,8 @@ from conftest import small_model
 
 import nested
 from model import positions_and_bias, rotary_tables
-from nested import (
-    RIDGE,
-    Bypass,
-    Measured,
-    Nested,
-    fit_bypass,
-    most_layers,
-    order_layers,
-    overlap,
-    read,
-    save,
-    sequence_acceptance,
-    stamp,
-)
+from nested import LayerOrder, Measurement, order_layers, overlap, read, save, stamp
+from skip import RIDGE, Bypass, fit_bypass
 
 L = 4  # layers of small_model
 EXACT = {"rtol": 0, "atol": 1e-12}  # float64 rounding of logits that are of the order of 1
@@ -127,7 +115,7 @@ def test_the_accelerated_greedy_order_is_the_plain_one_for_fewer_measurements():
 def test_the_table_of_layers_fits_a_narrow_window_and_says_how_to_read_it():
     """Of a model of 30 layers: 80 characters a line, every layer that may go once with its two shares."""
     order = [*range(10, 30), *range(10)]
-    measured = Measured([layer / 100 + 0.6 for layer in range(30)], order, [1 - i / 100 for i in range(30)])
+    measured = LayerOrder([layer / 100 + 0.6 for layer in range(30)], order, [1 - i / 100 for i in range(30)])
     text = measured.table(9)
     assert max(map(len, text.splitlines())) <= 80
     rows = [line.split() for line in text.splitlines()]
@@ -143,66 +131,8 @@ def test_the_table_of_layers_fits_a_narrow_window_and_says_how_to_read_it():
 def test_as_few_layers_are_valid_as_allow_ten_masks(n_skipped, n_valid):
     """More would be worse ones. Two of the thirty are ruinous alone: they are taken only if so many are asked for."""
     order = [layer for layer in range(30) if layer not in (3, 17)] + [3, 17]
-    measured = Measured([0.4 if layer in (3, 17) else 0.9 for layer in range(30)], order, [0.5] * 30)
+    measured = LayerOrder([0.4 if layer in (3, 17) else 0.9 for layer in range(30)], order, [0.5] * 30)
     assert measured.valid_layers(n_skipped) == sorted(order[:n_valid])
-
-
-@pytest.mark.parametrize("loss, expected", [(0.0, 6), (0.1, 3), (0.15, 2), (0.4, 0), (1.0, 0)])
-def test_as_many_layers_are_skipped_as_leave_drawn_masks_what_is_wanted(loss, expected):
-    """Two thirds, nearly: with a loss of 0.15 a layer, two of them."""
-    assert most_layers(additive([loss] * 8), 8, list(range(1, 7))) == expected
-
-
-def test_the_mean_of_the_drawn_masks_decides_and_not_the_best_set():
-    """One layer of eight that cannot be spared is in more of the masks the more they skip; a set without it costs
-    nothing, at any size."""
-    losses = [0.0, 0.8, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
-    assert 1 <= most_layers(additive(losses), 8, list(range(8))) <= 4
-    assert most_layers(additive(losses), 8, [0, 2, 3, 4, 5, 6, 7]) == 7
-
-
-def test_more_layers_may_cost_less():
-    """Ten masks of one layer need all ten layers to draw from, those of five need seven, without the ruinous one."""
-    losses = [0.001] * 9 + [0.9]
-    measured = order_layers(additive(losses), 10)
-    measured = Measured([0.9] * 10, measured.order, measured.together)  # as if each could be spared
-    assert 9 in measured.valid_layers(1) and 9 not in measured.valid_layers(5)
-    found = most_layers(additive(losses), 10, measured)
-    assert 9 not in measured.valid_layers(found) and found > 4
-
-
-def test_the_masks_that_decide_are_drawn_from_the_valid_layers_of_their_number():
-    """As training draws them: which layers are valid depends on how many are skipped."""
-    order = [layer for layer in range(30) if layer not in (3, 17)] + [3, 17]
-    measured = Measured([0.4 if layer in (3, 17) else 0.9 for layer in range(30)], order, [0.9] * 30)
-    beginnings, drawn = [], {}
-
-    def acceptance(mask):
-        k = sum(mask)
-        if {layer for layer in range(30) if mask[layer]} == set(order[:k]) and not drawn:
-            beginnings.append(k)
-            return 0.7 if k < 21 else 0.6
-        drawn.setdefault(k, []).append(mask)
-        return 0.7 if k == 9 else 0.5
-
-    assert most_layers(acceptance, 30, measured) == 9
-    assert beginnings == list(range(1, 22)), "the best set of 21 layers loses too much"
-    assert len(drawn[9]) == 10 and len(set(drawn[9])) > 3 and set(drawn) == set(range(9, 21))
-    for k, masks in drawn.items():
-        assert all({layer for layer in range(30) if mask[layer]} <= set(measured.valid_layers(k)) for mask in masks)
-
-
-def test_the_sequence_acceptance_of_the_nested_model_is_known_from_the_full_one_s_completions():
-    """All two-token completions over three tokens counted out: Σ_y Π_t min(π, η), by hand and as both expectations."""
-    generator = torch.Generator().manual_seed(0)
-    first, then = (torch.rand(2, *shape, 3, generator=generator).log_softmax(-1) for shape in ((), (3,)))
-    y = torch.tensor([[a, b] for a in range(3) for b in range(3)])
-    target, behaviour = (torch.stack((first[i, y[:, 0]], then[i, y[:, 0], y[:, 1]]), dim=1) for i in range(2))
-    shared = torch.minimum(target, behaviour).sum(dim=1).exp().sum().item()
-    for sampled, other in ((target, behaviour), (behaviour, target)):
-        rows = [sequence_acceptance(a[None], b[None]) for a, b in zip(sampled, other, strict=True)]
-        assert (sampled.sum(dim=1).exp() * torch.tensor(rows)).sum().item() == pytest.approx(shared)
-    assert sequence_acceptance(target, target) == pytest.approx(1.0)
 
 
 def test_the_stamp_knows_every_weight_its_dtype_and_what_else_counts(model):
@@ -222,19 +152,18 @@ def test_the_stamp_knows_every_weight_its_dtype_and_what_else_counts(model):
     assert stamp(small_model(), [[1, 2]], 0.7) == stamps[0]
 
 
-@pytest.mark.parametrize("layers", [None, Measured([0.5, 0.25], [1, 0], [0.75, 0.125])])
+@pytest.mark.parametrize("layers", [None, LayerOrder([0.5, 0.25], [1, 0], [0.75, 0.125])])
 @pytest.mark.parametrize("bypass", [None, Bypass(torch.ones(4, 3, 8), torch.zeros(4, 8, 3), torch.ones(4, 2, 8))])
 def test_what_was_measured_is_read_as_it_was_written(tmp_path, model, layers, bypass):
     """All of it: a resume that forgot a part would sample from other nested models."""
-    written = Nested(step=51, n_skipped=7, layers=layers, of="abc")
     path = tmp_path / "nested" / "measured.safetensors"
-    save(path, bypass, written)
-    found, again = read(path, model)
-    assert again == written and (found is None) == (bypass is None)
+    save(path, Measurement(step=51, bypass=bypass, order=layers, of="abc"))
+    found = read(path, model)
+    assert (found.step, found.order, found.of) == (51, layers, "abc") and (found.bypass is None) == (bypass is None)
     if bypass:
-        assert all(torch.equal(vars(found)[name], part.double()) for name, part in vars(bypass).items())
-    save(tmp_path / "nothing", bypass, None)
-    assert read(tmp_path / "nothing", model) == (None, None)
+        assert all(torch.equal(vars(found.bypass)[name], part.double()) for name, part in vars(bypass).items())
+    save(tmp_path / "nothing", None)
+    assert read(tmp_path / "nothing", model) is None
 
 
 def test_overlap_is_that_of_the_whole_softmax(monkeypatch):

@@ -10,7 +10,8 @@ import os
 import pytest
 import torch
 
-from model import Decoder, KVCache
+from cache import KVCache, PromptCache
+from model import Decoder
 from support.tokenizer import ASK, Tokenizer
 
 transformers = pytest.importorskip("transformers", reason="transformers is a development requirement")
@@ -78,9 +79,11 @@ def test_logits_are_transformers_with_and_without_a_cache(pair):
     tokens = some_tokens()
     expected = logits_of(theirs, tokens)
     torch.testing.assert_close(ours(tokens), expected, **TOLERANCE)
-    cache = KVCache(ours, batch_size=2, max_length=100)
-    chunks = tokens.split([50, 30] + [1] * 20, dim=1)
-    torch.testing.assert_close(torch.cat([ours(chunk, cache) for chunk in chunks], dim=1), expected, **TOLERANCE)
+    prompt, *chunks = tokens.split([50, 30] + [1] * 20, dim=1)
+    prompts = PromptCache()
+    logits, cache = [ours(prompt, prompts)], KVCache(prompts, torch.arange(2), max_length=100)
+    logits += [ours(chunk, cache) for chunk in chunks]
+    torch.testing.assert_close(torch.cat(logits, dim=1), expected, **TOLERANCE)
 
 
 @torch.no_grad()
@@ -91,8 +94,10 @@ def test_a_row_padded_on_the_left_has_the_logits_of_transformers_row_alone(pair)
     rows = [some_tokens(1, length + 5)[0] for length in lengths]
     padded = torch.stack([torch.nn.functional.pad(row, (width + 5 - len(row), 0)) for row in rows])
     padding = width - torch.tensor(lengths)
-    cache = KVCache(ours, batch_size=3, max_length=width + 5, padding=padding)
-    logits = [ours(chunk, cache) for chunk in padded.split([width] + [1] * 5, dim=1)]
+    prompt, *chunks = padded.split([width] + [1] * 5, dim=1)
+    prompts = PromptCache(padding=padding)
+    logits, cache = [ours(prompt, prompts)], KVCache(prompts, torch.arange(3), max_length=width + 5)
+    logits += [ours(chunk, cache) for chunk in chunks]
     batched = torch.cat(logits, dim=1)[:, -6:]  # (3, 6, V): of the prompt's last token and the decoded ones
     alone = torch.stack([logits_of(theirs, row[None])[0, -6:] for row in rows])
     torch.testing.assert_close(batched, alone, **TOLERANCE)

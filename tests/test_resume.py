@@ -21,11 +21,16 @@ from safetensors.torch import load_file, save_file
 import data
 import evaluate
 import nested
+import run as run_module
 import train
 from model import Decoder
+from run import Run, set_up
 from support import checkpoint as saving
 from support import log, optimizer, pretrained
+from support.log import Log
 from support.optimizer import Optimizer
+from support.settings import parse
+from support.signals import Terminated
 
 FLAGS = [
     *"--device cpu --dtype bfloat16 --warmup-epochs 1 --warmup-batch 8 --warmup-lr 0.001 --steps 4".split(),
@@ -43,8 +48,8 @@ class Killed(BaseException):
 
 def easy(monkeypatch) -> None:
     """Twenty problems of each split, and a reward that a random model earns now and then."""
-    load = train.data.load
-    monkeypatch.setattr(train.data, "load", lambda *given: load(*given)[:20])
+    load = data.load
+    monkeypatch.setattr(data, "load", lambda *given: load(*given)[:20])
     pay(monkeypatch, lambda text, p, g: len(text) % 2 == 0)
 
 
@@ -64,7 +69,7 @@ def whole_run(checkpoint, tmp_path_factory):
     assert lines == [("w", 1), ("w", 2), ("w", 3), ("e", 0), ("r", 1), ("r", 2), ("e", 2), ("r", 3), ("r", 4), ("e", 4)]
     assert any(row["stepped"] for row in untimed(out) if row["phase"] == "reinforce")
     assert (
-        nested.read(out / "checkpoint/training/nested.safetensors", Decoder.from_pretrained(out / "checkpoint"))[1].step
+        nested.read(out / "checkpoint/training/nested.safetensors", Decoder.from_pretrained(out / "checkpoint")).step
         == 3
     )
     return out
@@ -94,7 +99,7 @@ def strike(monkeypatch, place, name: str, call: int, error: BaseException, forev
         calls.append(1)
         if len(calls) == call or (forever and len(calls) > call):
             if isinstance(error, Killed):
-                monkeypatch.setattr(train.Run, "save", lambda run: None)
+                monkeypatch.setattr(Run, "save", lambda run: None)
             raise error
         return original(*arguments, **keywords)
 
@@ -103,20 +108,20 @@ def strike(monkeypatch, place, name: str, call: int, error: BaseException, forev
 
 MOMENTS = {  # where, and which call: the warm-up has 3 steps and 2 checkpoints, then come step 0 and 4 steps
     "the warm-up's last step": (train, "completion_logprobs", 3),
-    "the boundary of the warm-up's last step": (train.Log, "write", 3),
+    "the boundary of the warm-up's last step": (Log, "write", 3),
     "the evaluation before step 1": (evaluate, "evaluate", 4),
     "the completions that nested models are measured on": (nested, "generate", 1),
     "a measurement": (nested, "order_layers", 1),
     "the second measurement": (nested, "order_layers", 2),
     "a rollout": (train, "generate", 2),
-    "the full model's rollout at step 2": (train, "generate", 3),
+    "the full model's rollout at step 2": (train, "compare_with_full", 1),
     "a backward pass": (Optimizer, "collect_gradients", 5),
     "an optimiser's step": (torch.optim.AdamW, "step", 5),
-    "the boundary of step 2": (train.Log, "write", 6),
+    "the boundary of step 2": (Log, "write", 6),
     "half a line": (log.json, "dumps", 30),
     "the evaluation after step 2": (evaluate, "evaluate", 6),
-    "the line of the evaluation after step 2": (train.Log, "write", 7),
-    "the weights' file": (train.Decoder, "save_pretrained", 4),
+    "the line of the evaluation after step 2": (Log, "write", 7),
+    "the weights' file": (Decoder, "save_pretrained", 4),
     "the optimiser's file": (Optimizer, "save", 3),
     "the measurement's file": (nested, "write_safetensors", 1),
     "the old checkpoint is still there, the new one is whole": (saving.os, "replace", 6),
@@ -143,7 +148,7 @@ def test_a_run_killed_at_any_moment_goes_on_as_if_it_had_not_been(checkpoint, wh
     "moment, error, status, boundary",
     [
         pytest.param("the warm-up's last step", KeyboardInterrupt(), 130, "warm-up step 2", marks=pytest.mark.slow),
-        ("a measurement", saving.Terminated(), 143, "step 0"),
+        ("a measurement", Terminated(), 143, "step 0"),
         ("the full model's rollout at step 2", KeyboardInterrupt(), 130, "step 1"),
         pytest.param("a backward pass", OSError("No space left"), 1, "step 1", marks=pytest.mark.slow),
         ("the evaluation after step 2", RuntimeError("CUDA out of memory"), 1, "step 2"),
@@ -217,7 +222,7 @@ def test_a_run_that_begins_from_a_checkpoint_leaves_the_resume_of_that_alone(sto
 def test_a_resumed_run_renders_its_prompts_with_the_date_that_it_began_with(stopped):
     """A chat template may ask for the date: the next day, the same problems would be other prompts."""
     state = json.loads((stopped / "checkpoint" / "training" / "state.json").read_text())
-    assert train.set_up({"out": str(stopped)}, resume=True).tokenizer.now == datetime.fromisoformat(state["date"])
+    assert set_up({"out": str(stopped)}, resume=True).tokenizer.now == datetime.fromisoformat(state["date"])
 
 
 def test_a_run_that_is_complete_stays_as_it_is(whole_run, capsys):
@@ -311,11 +316,11 @@ def another_model(out: Path) -> None:
         (spoil_optimizer, "not the state of this run's model"),
         (another_model, "not the state of this run's model"),
         (
-            lambda out: (out / "checkpoint/training/state.json").write_text('{"format": 4}'),
+            lambda out: (out / "checkpoint/training/state.json").write_text('{"format": 5}'),
             "not the state of this run's",
         ),
         (lambda out: (out / "checkpoint/training/state.json").write_text("{"), "not the state of this run's model"),
-        (lambda out: (out / "checkpoint/training/state.json").write_text("{}"), "format 1, this one reads 4"),
+        (lambda out: (out / "checkpoint/training/state.json").write_text("{}"), "format 1, this one reads 5"),
         (lambda out: (out / "checkpoint/training/nested.safetensors").write_bytes(b"x"), "not a whole measurement"),
         (
             lambda out: (out / "metrics.jsonl").write_text("x" * 10**5),
@@ -438,16 +443,16 @@ def test_runs_without_a_name_that_begin_in_one_second_get_two_folders(checkpoint
     """Two seeds started from one line of a shell."""
     monkeypatch.chdir(tmp_path)
 
-    class Noon(train.datetime):
+    class Noon(run_module.datetime):
         @classmethod
         def now(cls):
             return cls(2026, 1, 31, 12)
 
-    monkeypatch.setattr(train, "datetime", Noon)
+    monkeypatch.setattr(run_module, "datetime", Noon)
     monkeypatch.setattr(train, "reinforce", lambda run: None)
     monkeypatch.setattr(train, "warm_up", lambda run: None)
-    monkeypatch.setattr(train, "print_report", lambda folder: None)
-    runs = [train.set_up(*train.parse([*FLAGS, "--model", str(checkpoint)], "")) for _ in range(3)]
+    monkeypatch.setattr(run_module, "print_report", lambda folder: None)
+    runs = [set_up(*parse([*FLAGS, "--model", str(checkpoint)], "")) for _ in range(3)]
     names = [run.log.folder.name for run in runs]
     assert names == ["2026-01-31-120000", "2026-01-31-120000_2", "2026-01-31-120000_3"]
     assert all((run.log.folder / "config.json").is_file() for run in runs)
@@ -497,8 +502,8 @@ def test_paths_of_the_command_line_hold_wherever_a_resume_is_started(checkpoint,
 
 def test_a_resume_with_other_problems_is_refused(stopped, monkeypatch, capsys):
     """Steps draw problems by their number; of another file they would be others."""
-    load = train.data.load
-    monkeypatch.setattr(train.data, "load", lambda *given: load(*given)[1:])
+    load = data.load
+    monkeypatch.setattr(data, "load", lambda *given: load(*given)[1:])
     assert train.main(["--out", str(stopped), "--resume"]) == 2
     assert "the problems of arith are not those" in capsys.readouterr().err
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from answers import MAX_CHARACTERS, MAX_EXPONENT, canonical
 from data.problem import Problem
 from docs.grading import fuzz
-from reward import MAX_CHARACTERS, MAX_EXPONENT, canonical, extract_answer, is_correct
-from support.graders import MathVerify, by_rules, grader
+from reward import extract_answer, is_correct
+from support.graders import MathVerify, by_rules, make_grader
 
 SHARED = Path(__file__).parents[2] / "shared"
 GSM8K, CASES = SHARED / "data" / "gsm8k_test.jsonl", SHARED / "cases"
@@ -841,7 +842,7 @@ def asked(answer: str, question: str = "What is it?") -> Problem:
 
 def test_a_grader_takes_a_completion_and_its_problem():
     """The question belongs to what is judged: see below."""
-    assert grader("rules") is by_rules
+    assert make_grader("rules") is by_rules
     assert by_rules("#### 7 apples", asked("7")) and not by_rules("#### 8", asked("7"))
 
 

@@ -9,9 +9,7 @@ from conftest import small_model
 
 import rollout as rollout_module
 from model import Decoder, positions_and_bias, rotary_tables
-from nested import Bypass
 from rollout import (
-    ScoreTokens,
     completion_logprobs,
     completion_logprobs_naive,
     generate,
@@ -21,7 +19,9 @@ from rollout import (
     survivors,
     uniform_streams,
 )
-from support.optimizer import packed
+from skip import Bypass
+from support import fast
+from support.fast import TokenLogprobs, packed
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11], [3, 3]]
 EOS = [0, 12, 20]
@@ -34,12 +34,10 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def bypassed():
-    """The same with something in place of skipped blocks."""
-    model, generator = small_model(), torch.Generator().manual_seed(0)
-    shapes = (4, 3, 32), (4, 32, 3), (4, 2, 32)
-    model.bypass = Bypass(*(torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes))
-    return model
+def bypass():
+    """Something in place of skipped blocks."""
+    shapes, generator = ((4, 3, 32), (4, 32, 3), (4, 2, 32)), torch.Generator().manual_seed(0)
+    return Bypass(*(torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes))
 
 
 def same(a, b) -> bool:
@@ -73,29 +71,31 @@ class Replayed:
 
     made: list[int] = []
 
-    def __init__(self, model, cache, skip, n):
+    def __init__(self, model, cache, skip, bypass, n):
         cache.hold()
-        self.call, self.at = lambda token: model(token, cache, skip)[:, 0], cache.at
+        self.call, self.column = lambda token: model(token, cache, skip, bypass)[:, 0], cache.next_column
         self.call(torch.zeros((n, 1), dtype=torch.int64))
         self.made.append(n)
 
     def __call__(self, token):
         logits = self.call(token[:, None])
-        self.at += 1
+        self.column += 1
         return logits
 
 
 @pytest.mark.parametrize("eos", [EOS, []], ids=["rows end", "rows are cut off"])
-@pytest.mark.parametrize("skip, full_prompt", [(MASKS[0], False), (MASKS[1], False), (MASKS[1], True)])
+@pytest.mark.parametrize(
+    "skip, full_prompt", [(MASKS[0], False), (MASKS[1], False), (MASKS[1], True), (MASKS[3], True)]
+)
 def test_a_captured_step_changes_nothing_and_is_captured_again_when_half_of_the_rows_have_ended(
-    bypassed, skip, full_prompt, eos, monkeypatch
+    model, bypass, skip, full_prompt, eos, monkeypatch
 ):
-    arguments = {"temperature": 0.7, "skip": skip, "seed": 5, "full_prompt": full_prompt}
-    plain = generate(bypassed, PROMPTS, 8, 90, eos, **arguments)
+    arguments = {"temperature": 0.7, "skip": skip, "seed": 5, "bypass": bypass, "full_prompt": full_prompt}
+    plain = generate(model, PROMPTS, 8, 90, eos, **arguments)
     monkeypatch.setattr(rollout_module, "CAPTURED", {"cpu"})
     monkeypatch.setattr(rollout_module, "CapturedStep", Replayed)
     monkeypatch.setattr(Replayed, "made", [])
-    captured = generate(bypassed, PROMPTS, 8, 90, eos, **arguments)
+    captured = generate(model, PROMPTS, 8, 90, eos, **arguments)
     assert same(plain, captured)
     torch.testing.assert_close(captured.logprobs, plain.logprobs, atol=1e-11, rtol=0)
     assert Replayed.made[0] == 32 and (len(Replayed.made) > 2) == bool(eos)
@@ -115,35 +115,35 @@ def test_recorded_logprobs_are_those_of_a_teacher_forced_pass_with_the_same_mask
 
 @pytest.mark.parametrize("full_prompt", [False, True])
 @pytest.mark.parametrize("skip", MASKS)
-def test_with_a_bypass_too_all_ways_to_compute_a_completion_agree(model, bypassed, skip, full_prompt):
+def test_with_a_bypass_too_all_ways_to_compute_a_completion_agree(model, bypass, skip, full_prompt):
     """Prefill with padding, decoding, a shared prompt, and each row alone: the first position is a row's own first."""
-    how = {"skip": skip, "full_prompt": full_prompt}
-    rollout, naive = (sampler(bypassed, PROMPTS, 4, 24, EOS, **how) for sampler in (generate, generate_naive))
+    how = {"skip": skip, "bypass": bypass, "full_prompt": full_prompt}
+    rollout, naive = (sampler(model, PROMPTS, 4, 24, EOS, **how) for sampler in (generate, generate_naive))
     assert same(rollout, naive)
-    assert same(rollout, generate(model, PROMPTS, 4, 24, EOS, **how)) == (not any(skip or ()))
-    for score in (completion_logprobs, completion_logprobs_naive):
-        logprobs, _ = score(bypassed, rollout.prompts, rollout.tokens, rollout.mask, **how)
+    assert same(rollout, generate(model, PROMPTS, 4, 24, EOS, **how | {"bypass": None})) == (not any(skip or ()))
+    for logprobs_of in (completion_logprobs, completion_logprobs_naive):
+        logprobs, _ = logprobs_of(model, rollout.prompts, rollout.tokens, rollout.mask, **how)
         torch.testing.assert_close(rollout.logprobs, logprobs, atol=1e-11, rtol=0)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("skip", MASKS[1:])
-def test_where_the_full_model_reads_the_prompt_the_nested_one_attends_to_its_keys_and_values(bypassed, skip):
+def test_where_the_full_model_reads_the_prompt_the_nested_one_attends_to_its_keys_and_values(model, bypass, skip):
     """By hand, block by block: the prompt's states go through all of them, the completion's past the skipped ones, and
     what stays attends to both. The first token is the full model's."""
     prompt, completion, P = PROMPTS[2], [3, 14, 15, 9, 2], len(PROMPTS[2])
-    x = bypassed.model.embed_tokens(torch.tensor([prompt + completion]))
+    x = model.model.embed_tokens(torch.tensor([prompt + completion]))
     at, bias = positions_and_bias(P + len(completion), None, torch.empty(0))
-    rotary, without = rotary_tables(bypassed.config, at, x.dtype), (False,) * 4
-    for layer, block in enumerate(bypassed.model.layers):
+    rotary, without = rotary_tables(model.config, at, x.dtype), (False,) * 4
+    for layer, block in enumerate(model.model.layers):
         whole = block(x, rotary, bias, None, layer)  # causal: the prompt's states do not depend on what follows
-        update = bypassed.bypass(layer, block.input_layernorm(x), at) if skip[layer] else whole - x
+        update = bypass(layer, block.input_layernorm(x), at) if skip[layer] else whole - x
         x = torch.cat((whole[:, :P], (x + update)[:, P:]), dim=1)
-    expected = bypassed.lm_head(bypassed.model.norm(x))[0, P - 1 :]
-    torch.testing.assert_close(logits_naive(bypassed, prompt, torch.tensor(completion), skip, True), expected)
-    full = bypassed(torch.tensor([prompt]), skip=without)[0, -1]
+    expected = model.lm_head(model.model.norm(x))[0, P - 1 :]
+    torch.testing.assert_close(logits_naive(model, prompt, torch.tensor(completion), skip, bypass, True), expected)
+    full = model(torch.tensor([prompt]), skip=without)[0, -1]
     torch.testing.assert_close(expected[0], full)
-    nested = bypassed(torch.tensor([prompt + completion]), skip=skip)[0, P:]
+    nested = model(torch.tensor([prompt + completion]), skip=skip, bypass=bypass)[0, P:]
     assert ((expected[1:] - nested).abs().max() > 0.1) == (not all(skip)), "where no block is left nothing attends"
 
 
@@ -255,7 +255,7 @@ def test_frequencies_are_the_probabilities(model):
 def test_completion_logprobs_and_their_gradients_are_the_naive_ones(model, monkeypatch, prompts, skip, full_prompt):
     """Prompts shared by their groups, left padding, chunks of the head computed twice: the same numbers, and the same
     gradient through the shared keys and values."""
-    monkeypatch.setattr(rollout_module, "LOGITS", 7 * 29)
+    monkeypatch.setattr(fast, "LOGITS", 7 * 29)
     prompts = [PROMPTS[i] for i in prompts]
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(0, 29, (6, 11), generator=generator)
@@ -264,13 +264,13 @@ def test_completion_logprobs_and_their_gradients_are_the_naive_ones(model, monke
     results = []
     for function in (completion_logprobs, completion_logprobs_naive):
         model.zero_grad()
-        logprobs, entropy = function(model, prompts, tokens, mask, 0.7, skip, full_prompt)
+        logprobs, entropy = function(model, prompts, tokens, mask, 0.7, skip, full_prompt=full_prompt)
         (logprobs * upstream).sum().backward()
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
         results.append((logprobs.detach(), entropy, torch.cat([part.flatten() for part in parts])))
         assert not entropy.requires_grad
-    for fast, naive in zip(*results, strict=True):
-        torch.testing.assert_close(fast, naive, rtol=1e-9, atol=1e-11)
+    for ours, naive in zip(*results, strict=True):
+        torch.testing.assert_close(ours, naive, rtol=1e-9, atol=1e-11)
 
 
 def test_rows_of_a_prompt_share_its_pass(model, monkeypatch):
@@ -399,18 +399,18 @@ def test_logits_are_divided_by_the_temperature_in_float32():
     expected = (logits.float() / 0.7).log_softmax(-1)
     token, logprob = sample(logits, torch.rand(200, dtype=torch.float64, generator=generator), temperature=0.7)
     torch.testing.assert_close(logprob, expected[range(200), token], atol=1e-5, rtol=1e-5)
-    scored, _ = ScoreTokens.apply(x, weight, token, 0.7)
+    scored, _ = TokenLogprobs.apply(x, weight, token, 0.7)
     torch.testing.assert_close(scored, expected[range(200), token], atol=1e-5, rtol=1e-5)
 
 
 def test_the_gradient_of_the_states_is_added_up_in_float32(monkeypatch):
     """Over blocks of the vocabulary: of 256 parts in bfloat16, those behind the largest would hardly count."""
-    monkeypatch.setattr(rollout_module, "LOGITS", 8)
+    monkeypatch.setattr(fast, "LOGITS", 8)
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(n, 16, generator=generator).bfloat16() for n in (8, 256))
     errors = []
     for dtype in (torch.bfloat16, torch.float32):
         states = x.to(dtype, copy=True).requires_grad_()
-        ScoreTokens.apply(states, weight.to(dtype), torch.arange(8), 1.0)[0].sum().backward()
+        TokenLogprobs.apply(states, weight.to(dtype), torch.arange(8), 1.0)[0].sum().backward()
         errors.append(states.grad.float())
     assert (errors[0] - errors[1]).norm() < 0.0075 * errors[1].norm(), "0.0051 as it is, 0.0100 added up in bfloat16"

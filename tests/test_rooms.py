@@ -7,14 +7,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {  # docs/ and tests/ stand above all
-    **dict.fromkeys(("model", "skip", "losses", "reward"), 0),
-    **dict.fromkeys(("data", "support"), 1),
-    **dict.fromkeys(
-        ("rollout", "pictures", "report", "lora"), 2
-    ),  # report and pictures read files alone; train.py prints what it makes of them
-    **dict.fromkeys(("nested", "evaluate"), 3),
-    "train": 4,
-    **dict.fromkeys(("bench", "look"), 5),
+    **dict.fromkeys(("model", "cache", "losses", "answers", "reward"), 0),
+    **dict.fromkeys(("skip", "data"), 1),
+    "support": 2,
+    **dict.fromkeys(("rollout", "report"), 3),  # report reads files alone; a run prints what it makes of them
+    **dict.fromkeys(("nested", "evaluate", "look"), 4),
+    "run": 5,
+    "train": 6,
+    "bench": 7,
 }
 FILES = {  # by the name that they are imported under
     str(path.relative_to(ROOT).with_suffix("")).replace("/", ".").removesuffix(".__init__"): path

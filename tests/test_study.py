@@ -20,10 +20,10 @@ def make(folder, skip_ratio: float, correct: dict[str, list[str]], seconds: floa
         "reward": 0.5,
         "sequence_acceptance": 0.4,
         "ess": 0.3,
-        "silent_groups": 0.25,
+        "zero_variance_groups": 0.25,
         "tokens_per_second": 1 / seconds,
     }
-    figures |= {"seconds_sample": seconds / 2, "seconds_score": 0.0, "seconds_update": seconds / 4}
+    figures |= {"seconds_sample": seconds / 2, "seconds_grade": 0.0, "seconds_update": seconds / 4}
     rows = [dict.fromkeys(METRICS) | {"phase": "reinforce", "step": step} | figures for step in (1, 2)]
     rows[0]["seconds_measure"] = seconds / 2  # of two steps
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

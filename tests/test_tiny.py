@@ -12,6 +12,7 @@ import train
 from data import arith
 from docs import tiny
 from evaluate import evaluate
+from model import Decoder
 from reward import extract_answer
 from support.log import read
 from support.pretrained import load_model
@@ -69,8 +70,8 @@ def test_the_first_run_learns(tmp_path, monkeypatch, capsys):
     """The README's first command in short, the same eight problems in each step: what the nested samples earn rises.
 
     Of two seeds, from 0.52 and 0.44 before the first update to 0.73 and 0.74 in the last four steps."""
-    load = train.data.load
-    monkeypatch.setattr(train.data, "load", lambda *given: load(*given)[8:16])
+    load = data.load
+    monkeypatch.setattr(data, "load", lambda *given: load(*given)[8:16])
     flags = "--steps 8 --prompts 8 --lr 1e-3 --eval-every 1000 --eval-problems 4".split()
     assert train.main([*flags, "--out", str(tmp_path / "out")]) == 0
     rows = [row for row in read(tmp_path / "out") if row["phase"] == "reinforce"]
@@ -85,7 +86,7 @@ def test_the_first_run_learns(tmp_path, monkeypatch, capsys):
 def test_the_training_lowers_the_loss_on_the_train_split(tmp_path, monkeypatch):
     """Of the full model: no layer is ever skipped."""
     streams, calls = spy(monkeypatch, arith, "stream"), spy(monkeypatch, tiny, "completion_logprobs")
-    model, losses = train.Decoder.from_pretrained(tiny.build(tmp_path / "tiny", vocab_size=400, **SMALL)), []
+    model, losses = Decoder.from_pretrained(tiny.build(tmp_path / "tiny", vocab_size=400, **SMALL)), []
     monkeypatch.setattr(tiny, "supervised_loss", lambda *a: losses.append(train.supervised_loss(*a)) or losses[-1])
     tiny.teach(model, Tokenizer(tmp_path / "tiny"), steps=40, size=16, lr=0.05)
     assert {call["split"] for call in streams} == {"train"}
@@ -107,7 +108,7 @@ def test_building_again_gives_the_same_untrained_checkpoint(tmp_path):
     """Tokenizer and weights are functions of the seed; another seed is another model."""
     first, again, other = (tiny.build(tmp_path / f"{i}", seed, 400, **SMALL) for i, seed in enumerate((0, 0, 1)))
     assert (first / "tokenizer.json").read_bytes() == (again / "tokenizer.json").read_bytes()
-    first, again, other = (train.Decoder.from_pretrained(folder) for folder in (first, again, other))
+    first, again, other = (Decoder.from_pretrained(folder) for folder in (first, again, other))
     pairs = zip(first.parameters(), again.parameters(), other.parameters(), strict=True)
     assert all(torch.equal(a, b) and (a.dim() == 1 or not torch.equal(a, c)) for a, b, c in pairs)
 
@@ -129,7 +130,7 @@ def test_the_script_writes_a_whole_checkpoint_and_says_what_it_can(tmp_path, mon
     assert [line.split(":")[0] for line in printed.splitlines()] == [
         f"{split}, {mode}" for split in ("test", "wordings") for mode in ("greedy", "sampled")
     ]
-    assert train.Decoder.from_pretrained(out, torch.float16).config.num_hidden_layers == 6
+    assert Decoder.from_pretrained(out, torch.float16).config.num_hidden_layers == 6
     assert json.loads((out / "config.json").read_text())["num_hidden_layers"] == 6
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new"]
 

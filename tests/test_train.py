@@ -16,19 +16,26 @@ import data
 import evaluate
 import model as model_module
 import nested
+import reward
+import run as run_module
 import train
+from data import draw_problems
 from losses import WEIGHTS, gradient_weights, group_advantages, log_ratio, normaliser, policy_loss
 from model import Decoder
-from rollout import Rollout, completion_logprobs, completion_logprobs_naive, generate, micro_batches, pack
+from rollout import Rollout, completion_logprobs, generate, pack
+from run import Run, set_up
+from skip import Bypass, fit_bypass
 from support import log as log_module
-from support.log import METRICS
+from support.batches import micro_batches
+from support.log import METRICS, Log
 from support.optimizer import Optimizer
 from support.pretrained import parse_config
 from support.settings import Settings
+from support.signals import terminable
 from support.tokenizer import Tokenizer
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11]]
-REWARDS = torch.tensor([[1.0, 0, 0, 1], [0, 0, 0, 0], [0, 1, 0, 0]])  # the second group is silent
+REWARDS = torch.tensor([[1.0, 0, 0, 1], [0, 0, 0, 0], [0, 1, 0, 0]])  # the second group has no variance
 GRADIENTS = [*({"gradient": kind} for kind in WEIGHTS), {"gradient": "is-sequence", "cap": 0.0}]
 GRADIENTS.append({"gradient": "is", "bound": "mask"})
 
@@ -69,7 +76,7 @@ def test_with_layers_skipped_the_gradients_differ(settings):
     "normaliser", ["tokens", *(pytest.param(z, marks=pytest.mark.slow) for z in ("completions", "7"))]
 )
 def test_the_gradient_does_not_depend_on_micro_batches(settings, normaliser):
-    """Invariant 5: Z is the whole batch's, silent groups included, and padding is never seen."""
+    """Invariant 5: Z is the whole batch's, zero-variance groups included, and padding is never seen."""
     model = small_model(torch.float64)
     rollout = generate(model, PROMPTS, 4, 16, [0, 1], skip=(False, True, False, False), seed=0)
     settings = settings | {"normaliser": normaliser}
@@ -80,7 +87,7 @@ def test_the_gradient_does_not_depend_on_micro_batches(settings, normaliser):
         )  # masters are float32
 
 
-def test_silent_groups_get_a_forward_pass_for_the_diagnostics_and_no_backward_pass(monkeypatch):
+def test_zero_variance_groups_get_a_forward_pass_for_the_diagnostics_and_no_backward_pass(monkeypatch):
     """Its log-ratios and entropy are part of the figures; a backward pass would add 0."""
     model = small_model(torch.float32)
     rollout = generate(model, PROMPTS, 4, 16, [0], skip=(False, True, False, False), seed=0)
@@ -155,12 +162,11 @@ def test_every_epoch_draws_every_problem_once_in_a_new_order():
     """And a batch is a function of the seed and the step, so that a run can be taken up anywhere."""
     problems = list(range(10))
     epochs = [
-        [p for step in range(1 + 5 * e, 6 + 5 * e) for p in train.draw_problems(problems, 2, step, seed=0)]
-        for e in (0, 1)
+        [p for step in range(1 + 5 * e, 6 + 5 * e) for p in draw_problems(problems, 2, step, seed=0)] for e in (0, 1)
     ]
     assert sorted(epochs[0]) == sorted(epochs[1]) == problems
     assert epochs[0] != epochs[1]
-    assert train.draw_problems(problems, 2, 3, seed=0) == epochs[0][4:6]
+    assert draw_problems(problems, 2, 3, seed=0) == epochs[0][4:6]
 
 
 def metrics(out: Path, phase: str = "reinforce") -> list[dict]:
@@ -176,7 +182,7 @@ def metrics(out: Path, phase: str = "reinforce") -> list[dict]:
 def loop(tmp_path):
     """A function that makes a Run of a small model, ten problems to train on and five to test; it takes settings."""
 
-    def loop(**settings) -> train.Run:
+    def loop(**settings) -> Run:
         small = {"prompts": 3, "samples": 4, "max_new_tokens": 6, "skip_ratio": 0.25, "eval_problems": 3}
         out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
         out.mkdir()
@@ -186,8 +192,8 @@ def loop(tmp_path):
         }
         s = Settings(**small | {"eval_every": 1000} | settings).decided()
         tests = {"test": problems["TEST"], "wordings": problems["WORDINGS"]}
-        run = train.Run(s, small_model(torch.float32), Letters(), problems["TRAIN"], tests, train.Log(out))
-        run.valid = [1, 2]
+        run = Run(s, small_model(torch.float32), Letters(), problems["TRAIN"], tests, Log(out))
+        run.nested.valid = [1, 2]
         return run
 
     return loop
@@ -253,17 +259,19 @@ def test_accuracies_are_of_the_full_model_on_the_first_problems_of_each_split(lo
 def test_the_full_model_is_compared_on_the_nested_one_s_batch_and_streams(loop, monkeypatch):
     """At an evaluation, where layers were skipped: the same prompts and numbers, no mask, nothing else changed."""
     calls, run = spy(monkeypatch, train, "generate"), loop(steps=3, eval_every=2)
+    compared = spy(monkeypatch, evaluate, "generate")
     train.reinforce(run)
     rows = metrics(run.log.folder)
-    assert [bool(call["skip"]) for call in calls] == [True, True, False, True, False]
-    for skipping, full in ((calls[1], calls[2]), (calls[3], calls[4])):
-        assert skipping | {"skip": None, "full_prompt": False} == full
+    compared = [call for call in compared if call["n_samples"] == run.settings.samples]  # not an evaluation's
+    assert len(calls) == 3 and all(any(call["skip"]) for call in calls)
+    for skipping, full in zip(calls[1:], compared, strict=True):
+        assert skipping | {"skip": None, "bypass": None, "full_prompt": False} == full
     assert [row["full_mean_length"] is None for row in rows] == [True, False, False]
     untrained = loop(steps=1, lr=0.0)
     train.reinforce(untrained)
     [row] = metrics(untrained.log.folder)
     rollout = generate(
-        **calls[2] | {"model": untrained.model, "seed": calls[0]["seed"], "prompts": calls[0]["prompts"]}
+        **compared[0] | {"model": untrained.model, "seed": calls[0]["seed"], "prompts": calls[0]["prompts"]}
     )
     assert row["full_mean_length"] == pytest.approx(rollout.mask.sum().item() / 12)
     assert row["full_reward"] == 0.0 and row["full_tokens_per_second"] > 0
@@ -314,8 +322,8 @@ def test_loss_and_gradient_are_those_of_the_settings(settings, arguments):
 def test_completions_of_similar_length_share_a_micro_batch():
     """Padding is computed like any token: a short completion beside a long one would cost as much."""
     mask = torch.arange(6) < torch.tensor([5, 1, 3, 4, 2, 6])[:, None]
-    rollout = Rollout([[1]] * 6, mask.long(), mask, torch.zeros(6, 6), torch.ones(6, dtype=torch.bool))
-    batches = micro_batches(rollout, torch.tensor([1.0, -1.0, 0.0, 1.0, 1.0, -1.0]), 11)
+    has_signal = torch.tensor([True, True, False, True, True, True])
+    batches = micro_batches([[1]] * 6, mask, has_signal, 11)
     assert batches == [([1, 4], True), ([3, 0], True), ([5], True), ([2], False)]
 
 
@@ -417,7 +425,7 @@ def test_the_warm_up_s_rate_rises_for_a_twentieth_and_falls_to_nothing(loop, mon
 def test_the_order_of_the_problems_follows_the_seed():
     """Runs of several seeds should differ in it as well."""
     problems = list(range(10))
-    assert train.draw_problems(problems, 10, 1, seed=0) != train.draw_problems(problems, 10, 1, seed=1)
+    assert draw_problems(problems, 10, 1, seed=0) != draw_problems(problems, 10, 1, seed=1)
 
 
 def test_figures_of_a_batch_by_hand():
@@ -427,7 +435,7 @@ def test_figures_of_a_batch_by_hand():
     rollout = Rollout([[1]] * 6, torch.zeros(6, 3), mask, torch.zeros(6, 3), torch.arange(6) != 3)
     rewards = torch.tensor([[1.0, 0.0, 0.5], [1.0, 1.0, 1.0]])
     figures = train.describe(rollout, rewards, group_advantages(rewards, "mean"), seconds=2.0)
-    by_hand = {"reward": 0.75, "silent_groups": 0.5, "cut_off": 1 / 6, "mean_length": 2, "tokens": 12}
+    by_hand = {"reward": 0.75, "zero_variance_groups": 0.5, "unfinished": 1 / 6, "mean_length": 2, "tokens": 12}
     by_hand |= {"tokens_per_second": 6}
     assert {name: figures[name] for name in by_hand} == pytest.approx(by_hand)
 
@@ -436,7 +444,7 @@ def test_a_line_holds_the_seconds_since_the_last_one_and_null_for_what_is_not_fi
     """A phase entered twice counts twice, once; NaN is no JSON, and readers of the file would stop at it."""
     clock = iter([0.0, 1.0, 10.0, 12.0, 20.0, 24.0])
     monkeypatch.setattr(log_module.time, "perf_counter", lambda: next(clock))
-    log, figures = train.Log(tmp_path), {"loss": math.nan, "k1": math.nan, "ratio_max": math.inf, "seconds_update": 1.0}
+    log, figures = Log(tmp_path), {"loss": math.nan, "k1": math.nan, "ratio_max": math.inf, "seconds_update": 1.0}
     for visits in (2, 1):
         for _ in range(visits):
             with log.phase("sample"):
@@ -444,7 +452,7 @@ def test_a_line_holds_the_seconds_since_the_last_one_and_null_for_what_is_not_fi
         assert log.write("warmup", visits, 9, figures | {"loss": 0.0}, []).startswith(f"warm-up {visits}/9")
     rows = metrics(tmp_path, "warmup")
     assert [row["seconds_sample"] for row in rows] == [3.0, 4.0]
-    assert all(row["k1"] is None and row["ratio_max"] is None and row["seconds_score"] is None for row in rows)
+    assert all(row["k1"] is None and row["ratio_max"] is None and row["seconds_grade"] is None for row in rows)
 
 
 def test_tokens_per_second_are_those_of_sampling_and_both_kinds_of_samples_are_kept(loop):
@@ -480,12 +488,12 @@ def test_a_signal_waits_for_the_end_of_a_step(loop, paid, number, moment, phase)
         return original(*arguments)
 
     setattr(place, name, struck)
-    with pytest.raises(KeyboardInterrupt), train.terminable():
+    with pytest.raises(KeyboardInterrupt), terminable():
         train.warm_up(run) if phase == "warmup" else train.reinforce(run)
     assert any((p != b).any() for p, b in zip(run.model.parameters(), before, strict=True))
     pairs = zip(run.model.parameters(), run.optimizer.masters, strict=True)
     assert all(torch.equal(p, m.bfloat16()) and m.grad is None for p, m in pairs)
-    assert run.step == 1 and run.whole and run.optimizer.whole
+    assert run.step == 1 and run.at_boundary
     assert [row["grad_norm"] > 0 for row in metrics(run.log.folder, phase)] == [True], "its line is written"
     assert signal.getsignal(signal.SIGINT) is handler
 
@@ -495,7 +503,7 @@ def test_a_signal_that_is_ignored_stays_ignored(loop, paid):
     handler, run = signal.signal(signal.SIGHUP, signal.SIG_IGN), loop(steps=1)
     try:
         run.optimizer.adamw.register_step_post_hook(lambda *_: signal.raise_signal(signal.SIGHUP))
-        with train.terminable():
+        with terminable():
             train.reinforce(run)
     finally:
         signal.signal(signal.SIGHUP, handler)
@@ -504,14 +512,13 @@ def test_a_signal_that_is_ignored_stays_ignored(loop, paid):
 
 def test_the_warm_up_s_end_is_a_boundary(loop, monkeypatch):
     """A key pressed as AdamW is made anew is heard when the phase has changed as well."""
-    run, original = loop(warmup_epochs=1, warmup_batch=5), train.Optimizer
-    assert run.optimizer  # the warm-up's
+    run, original = loop(warmup_epochs=1, warmup_batch=5), Optimizer
 
     def struck(model):
         signal.raise_signal(signal.SIGINT)
         return original(model)
 
-    monkeypatch.setattr(train, "Optimizer", struck)
+    monkeypatch.setattr(run_module, "Optimizer", struck)
     with pytest.raises(KeyboardInterrupt):
         train.warm_up(run)
     assert (run.phase, run.step, run.optimizer.adamw.state) == ("reinforce", 0, {})
@@ -519,7 +526,7 @@ def test_the_warm_up_s_end_is_a_boundary(loop, monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_in_a_backward_pass_drops_the_step_that_was_begun(loop, paid, monkeypatch, number):
-    """Nothing has changed yet: who presses Ctrl-C waits for a micro-batch, not for a step."""
+    """Nothing has changed yet: who presses Ctrl-C need not wait for the step."""
     run, passes = loop(micro_batch_tokens=1), []
     before, collect = [p.clone() for p in run.model.parameters()], run.optimizer.collect_gradients
 
@@ -529,9 +536,9 @@ def test_a_signal_in_a_backward_pass_drops_the_step_that_was_begun(loop, paid, m
         signal.raise_signal(number)
 
     run.optimizer.collect_gradients = collect_gradients
-    with pytest.raises(KeyboardInterrupt), train.terminable():
+    with pytest.raises(KeyboardInterrupt), terminable():
         train.reinforce(run)
-    assert len(passes) == 1 and run.step == 0 and run.optimizer.whole
+    assert len(passes) == 1 and run.step == 0 and run.at_boundary
     assert all(torch.equal(p, b) for p, b in zip(run.model.parameters(), before, strict=True))
 
 
@@ -539,9 +546,9 @@ def test_after_the_first_of_several_updates_a_signal_waits_for_the_step(loop, pa
     """The weights have moved: there is no boundary to go back to."""
     run, moves = loop(updates=3, steps=5), []
     run.optimizer.adamw.register_step_post_hook(lambda *_: moves.append(signal.raise_signal(signal.SIGINT)))
-    with pytest.raises(KeyboardInterrupt), train.terminable():
+    with pytest.raises(KeyboardInterrupt), terminable():
         train.reinforce(run)
-    assert len(moves) == 3 and run.step == 1 and run.whole
+    assert len(moves) == 3 and run.step == 1 and run.at_boundary
 
 
 def test_between_updates_the_run_is_no_boundary(loop, paid, monkeypatch):
@@ -557,7 +564,7 @@ def test_between_updates_the_run_is_no_boundary(loop, paid, monkeypatch):
     monkeypatch.setattr(train, "update", update)
     with pytest.raises(torch.OutOfMemoryError):
         train.reinforce(run)
-    assert run.optimizer.whole and not run.whole and run.step == 0
+    assert not run.at_boundary and run.step == 0
 
 
 @pytest.mark.parametrize("skip_ratio", [0.0, 0.25])
@@ -594,7 +601,7 @@ def test_a_checkpoint_replaces_the_last_one_whole_even_under_ctrl_c(loop, monkey
 def test_a_checkpoint_is_written_at_least_every_ten_minutes(loop, monkeypatch):
     """Steps of a large model take minutes: twenty of them would be an evening lost."""
     clock, saves, run = iter(range(0, 10_000, 250)), [], loop(steps=8, save_every=1000, eval_every=1000)
-    monkeypatch.setattr(train.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(run_module.time, "monotonic", lambda: next(clock))
     run.save = lambda: saves.append(run.step) or setattr(run, "saved_at", next(clock))
     run.saved_at = next(clock)
     train.reinforce(run)
@@ -603,13 +610,13 @@ def test_a_checkpoint_is_written_at_least_every_ten_minutes(loop, monkeypatch):
 
 def test_the_settings_reach_what_is_loaded(checkpoint, tmp_path, monkeypatch):
     """Each split in its place, the dtype, the prompt and the layers that were asked for."""
-    monkeypatch.setattr(train.data, "load", lambda name, split, folder: [data.Problem(f"{name}, {split}", "7", "7")])
+    monkeypatch.setattr(data, "load", lambda name, split, folder: [data.Problem(f"{name}, {split}", "7", "7")])
     flags = {"dtype": "bfloat16", "prompt_template": "Q: {question}", "valid_layers": "2-3", "device": "cpu"}
-    run = train.set_up({"model": str(checkpoint), "out": str(tmp_path / "out"), "dataset": "gsm8k"} | flags)
-    assert run.valid == [2, 3]
+    run = set_up({"model": str(checkpoint), "out": str(tmp_path / "out"), "dataset": "gsm8k"} | flags)
+    assert run.nested.valid == [2, 3]
     assert run.model.lm_head.weight.dtype == torch.bfloat16 and run.tokenizer.template == "Q: {question}"
     assert [p.question for p in run.train + run.tests["test"]] == ["gsm8k, train", "gsm8k, test"]
-    run = train.set_up({"model": str(checkpoint), "out": str(tmp_path / "arith"), "valid_layers": "2-3"})
+    run = set_up({"model": str(checkpoint), "out": str(tmp_path / "arith"), "valid_layers": "2-3"})
     assert {split: [p.question for p in problems] for split, problems in run.tests.items()} == {
         split: [f"arith, {split}"] for split in ("test", "wordings")
     }
@@ -618,9 +625,9 @@ def test_the_settings_reach_what_is_loaded(checkpoint, tmp_path, monkeypatch):
 def test_the_validation_split_is_tested_with_and_not_trained_on():
     """A rate or a cap that was chosen on the test split makes its accuracy a training figure."""
     everything = data.load("arith", "train")
-    trained, tests = train.load_problems(Settings(eval_split="valid"))
+    trained, tests = data.load_splits("arith", eval_split="valid")
     assert (trained, tests) == (everything[:-100], {"valid": everything[-100:]})
-    trained, tests = train.load_problems(Settings())
+    trained, tests = data.load_splits("arith")
     assert trained == everything and list(tests) == ["test", "wordings"]
 
 
@@ -639,10 +646,10 @@ def test_defaults_that_depend_on_the_model_are_decided_and_written_down():
 def test_a_prompt_too_long_is_refused_in_either_split(checkpoint, tmp_path, monkeypatch, long):
     """The test split is met after the first evaluation's first batches, or after hours."""
     monkeypatch.setattr(
-        train.data, "load", lambda name, split, folder: [data.Problem("x" * (5000 if split == long else 1), "7", "7")]
+        data, "load", lambda name, split, folder: [data.Problem("x" * (5000 if split == long else 1), "7", "7")]
     )
     with pytest.raises(ValueError, match="1 of 3 prompts have, .*'xxx.*5,0"):
-        train.set_up({"model": str(checkpoint), "out": str(tmp_path / "out"), "device": "cpu"})
+        set_up({"model": str(checkpoint), "out": str(tmp_path / "out"), "device": "cpu"})
 
 
 # ---- whole runs, on a small model with random weights
@@ -689,10 +696,10 @@ def test_a_run_leaves_metrics_samples_settings_and_a_checkpoint(run, easy_reward
 def test_a_bonus_moves_the_reward_and_leaves_accuracy_alone(run, monkeypatch):
     """A reward of one's own is for the gradient: here every completion earns at least 7, and none is correct."""
     monkeypatch.setattr(Tokenizer, "_ways_to_end", lambda self: list(range(300)))  # what does not end earns 0
-    monkeypatch.setattr(evaluate, "reward", lambda text, correct: correct + 7.0 + len(text) % 2)
+    monkeypatch.setattr(reward, "reward", lambda text, correct: correct + 7.0 + len(text) % 2)
     _, out = run("--eval-every", "1")
     for row in metrics(out):
-        assert row["reward"] >= 7 and row["full_reward"] >= 7 and row["stepped"] == (row["silent_groups"] < 1)
+        assert row["reward"] >= 7 and row["full_reward"] >= 7 and row["stepped"] == (row["zero_variance_groups"] < 1)
     assert all(row["test_accuracy"] == row["test_accuracy_sampled"] == 0.0 for row in metrics(out, "evaluate"))
 
 
@@ -724,7 +731,7 @@ def test_a_batch_without_a_signal_takes_no_step(run, checkpoint, capsys):
     assert status == 0 and "--warmup-epochs" in capsys.readouterr().out
     for row in metrics(out):
         assert row["stepped"] is False and row["loss"] is None and row["grad_norm"] is None
-        assert row["silent_groups"] == 1 and row["acceptance"] is not None
+        assert row["zero_variance_groups"] == 1 and row["acceptance"] is not None
     trained, initial = Decoder.from_pretrained(out / "checkpoint"), Decoder.from_pretrained(checkpoint)
     assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), initial.parameters(), strict=True))
 
@@ -732,8 +739,8 @@ def test_a_batch_without_a_signal_takes_no_step(run, checkpoint, capsys):
 @pytest.mark.slow
 def test_warm_up_teaches_the_rationales(run, monkeypatch):
     """Supervised learning from random weights on 64 problems: the loss falls by a lot, in the same metrics file."""
-    load = train.data.load
-    monkeypatch.setattr(train.data, "load", lambda name, split, folder: load(name, split, folder)[:64])
+    load = data.load
+    monkeypatch.setattr(data, "load", lambda name, split, folder: load(name, split, folder)[:64])
     _, out = run("--warmup-epochs", "6", "--warmup-lr", "0.01", "--steps", "0")
     losses = [row["loss"] for row in metrics(out, "warmup")]
     assert len(losses) == 24
@@ -761,15 +768,15 @@ def test_a_file_to_test_with_takes_the_place_of_a_split(tmp_path, capsys):
         rows = ({"question": f"What is {i} + 1?", "answer": i + 1} for i in range(first, first + 200))
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     files = {"dataset": str(tmp_path / "train.jsonl"), "test_file": str(tmp_path / "test.jsonl")}
-    learned, tests = train.load_problems(Settings(**files).decided())
+    learned, tests = data.load_splits(**files)
     assert [p.question for p in learned] == [f"What is {i} + 1?" for i in range(190)]
     assert [p.answer for p in tests["test"]] == [str(i + 1) for i in range(190, 390)] and tests.keys() == {"test"}
-    learned, tests = train.load_problems(Settings(dataset="arith", test_file=files["test_file"]).decided())
+    learned, tests = data.load_splits(dataset="arith", test_file=files["test_file"])
     assert (len(learned), tests.keys()) == (4000, {"test"})
     with pytest.raises(ValueError, match="none is left to train on"):
-        train.load_problems(Settings(**files | {"test_file": files["dataset"]}).decided())
+        data.load_splits(**files | {"test_file": files["dataset"]})
     with pytest.raises(ValueError, match="expected one of the two"):
-        train.load_problems(Settings(**files, eval_split="valid").decided())
+        data.load_splits(**files, eval_split="valid")
 
 
 def test_a_test_split_of_a_few_problems_is_warned_of(tmp_path):
@@ -777,7 +784,7 @@ def test_a_test_split_of_a_few_problems_is_warned_of(tmp_path):
     rows = ({"question": f"What is {i} + 1?", "answer": i + 1} for i in range(40))
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.warns(UserWarning, match="test: [1-9] problems, which tell little"):
-        train.load_problems(Settings(dataset=str(tmp_path / "own.jsonl")).decided())
+        data.load_splits(dataset=str(tmp_path / "own.jsonl"))
 
 
 @pytest.mark.parametrize(
@@ -839,7 +846,7 @@ def test_weights_that_are_finite_and_ruined_do_not_replace_the_last_good_checkpo
 
 def test_a_terminal_that_is_gone_loses_no_boundary(run, easy_reward, monkeypatch):
     """`python train.py | head`: the line is in metrics.jsonl, and its step in the checkpoint."""
-    written, original = [], train.tqdm.write
+    written, original = [], run_module.tqdm.write
 
     def write(line):
         written.append(line)
@@ -847,7 +854,7 @@ def test_a_terminal_that_is_gone_loses_no_boundary(run, easy_reward, monkeypatch
             raise BrokenPipeError(32, "Broken pipe")
         original(line)
 
-    monkeypatch.setattr(train.tqdm, "write", write)
+    monkeypatch.setattr(run_module.tqdm, "write", write)
     status, out = run("--save-every", "100")
     assert status == 1
     saved = json.loads((out / "checkpoint" / "training" / "state.json").read_text())["step"]
@@ -893,7 +900,7 @@ def test_completions_that_are_all_cut_off_earn_nothing(run, checkpoint):
     status, out = run("--max-new-tokens", "1")
     assert status == 0
     for row in metrics(out):
-        assert row["cut_off"] > 0.5 and row["mean_length"] == 1
+        assert row["unfinished"] > 0.5 and row["mean_length"] == 1
         assert row["reward"] == 0
 
 
@@ -905,7 +912,7 @@ def test_completions_that_end_at_once_are_completions(loop, paid, monkeypatch):
     before = run.model.lm_head.weight.clone()
     train.reinforce(run)
     for row in metrics(run.log.folder):
-        assert row["mean_length"] == 1 and row["cut_off"] == 0 and row["stepped"] and 0 < row["acceptance"] < 1
+        assert row["mean_length"] == 1 and row["unfinished"] == 0 and row["stepped"] and 0 < row["acceptance"] < 1
     assert not torch.equal(run.model.lm_head.weight, before)
 
 
@@ -976,7 +983,7 @@ def test_out_of_memory_says_which_setting_to_lower(run, easy_reward, monkeypatch
 
 def test_memory_that_does_not_suffice_to_save_either_costs_no_advice(run, easy_reward, monkeypatch, capsys):
     """What the checkpoint needs may be more than what is left: the one before it stays."""
-    saved, of_the_rollout, out_of_memory, generate = [], [], train.out_of_memory, train.generate
+    saved, of_the_rollout, out_of_memory, generate = [], [], run_module.out_of_memory, train.generate
 
     def grows(*arguments, **keywords):
         cache = torch.zeros(1)
@@ -990,11 +997,11 @@ def test_memory_that_does_not_suffice_to_save_either_costs_no_advice(run, easy_r
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     def from_now_on(error):
-        monkeypatch.setattr(train.Run, "save", save)
+        monkeypatch.setattr(Run, "save", save)
         return out_of_memory(error)
 
     monkeypatch.setattr(train, "generate", grows)
-    monkeypatch.setattr(train, "out_of_memory", from_now_on)
+    monkeypatch.setattr(run_module, "out_of_memory", from_now_on)
     with pytest.warns(UserWarning, match="no memory is left to save"):
         status, out = run()
     said = capsys.readouterr()
@@ -1051,9 +1058,9 @@ def test_an_error_of_our_own_is_not_hidden_and_loses_nothing(run, easy_reward, m
 def measuring(loop):
     """A loop whose valid layers are measured and whose skipped blocks have something in their place."""
 
-    def measuring(**settings) -> train.Run:
+    def measuring(**settings) -> Run:
         run = loop(**{"valid_layers": "measured", "bypass": "linear"} | settings)
-        run.valid = None
+        run.nested.valid = None
         return run
 
     return measuring
@@ -1065,19 +1072,19 @@ def test_nested_models_are_measured_on_the_model_s_own_completions_of_train_prom
     monkeypatch.setattr(nested, "PROBE", 4)
     monkeypatch.setattr(nested, "FIT", 6)
     calls, run = spy(monkeypatch, nested, "generate"), measuring(prefill="nested")
-    run.skip_mask(1)
+    run.nested.measure(1)
     [call] = calls
     known = [run.tokenizer.encode_prompt(problem.question) for problem in run.train]
     assert sorted(call["prompts"]) == sorted(known) and call["skip"] is None and call["max_new_tokens"] == 6
     rollout = generate(**call)
     sequences = [p + row[m].tolist() for p, row, m in zip(call["prompts"], rollout.tokens, rollout.mask, strict=True)]
-    bypass = nested.fit_bypass(run.model, *pack(sequences[4:], "cpu"), rank=8)
-    torch.testing.assert_close(vars(run.model.bypass), vars(bypass))
-    for layer, alone in enumerate(run.nested.layers.alone):
+    bypass = fit_bypass(run.model, *pack(sequences[4:], "cpu"), rank=8)
+    torch.testing.assert_close(vars(run.nested.bypass), vars(bypass))
+    for layer, alone in enumerate(run.nested.measured.order.alone):
         kept = []
         for prompt, whole in zip(call["prompts"][:4], sequences[:4], strict=True):
             p, q = (
-                run.model(torch.tensor([whole]), skip=skip)[0, len(prompt) - 1 : -1].softmax(-1)
+                run.model(torch.tensor([whole]), skip=skip, bypass=bypass)[0, len(prompt) - 1 : -1].softmax(-1)
                 for skip in (None, tuple(i == layer for i in range(4)))
             )
             kept += torch.minimum(p, q).sum(-1).tolist()
@@ -1088,7 +1095,7 @@ def test_batches_are_sampled_under_masks_of_the_measured_layers(measuring):
     """The set and the vectors are in force from the first batch on."""
     run = measuring(steps=6, skip_ratio=0.5)
     train.reinforce(run)
-    valid = run.nested.layers.valid_layers(2)
+    valid = run.nested.measured.order.valid_layers(2)
     assert all(
         len(row["skipped_layers"]) == 2 and set(row["skipped_layers"]) <= set(valid) for row in metrics(run.log.folder)
     )
@@ -1096,37 +1103,38 @@ def test_batches_are_sampled_under_masks_of_the_measured_layers(measuring):
 
 def test_nested_models_are_measured_every_so_many_steps_as_a_function_of_the_weights(measuring, paid, monkeypatch):
     """Before steps 1, 4 and 7; what was measured before leaves no trace, so that a resumed run finds the same."""
-    found, original = [], nested.measure
+    found, original = [], nested.NestedModels.fit_and_order
 
-    def measure(model, *options):
-        result, bypass = original(model, *options), vars(model.bypass)
-        model.bypass = nested.Bypass(*(torch.full_like(part, 99.0) for part in bypass.values()))
-        assert original(model, *options) == result
-        assert all(torch.equal(vars(model.bypass)[name], part) for name, part in bypass.items())
-        found.append(result)
-        return result
+    def fit_and_order(self, prompts):
+        bypass, order = original(self, prompts)
+        other = Bypass(*(torch.full_like(part, 99.0) for part in vars(bypass).values()))
+        self.measured = nested.Measurement(99, other, order, "")
+        again, same = original(self, prompts)
+        assert order == same and all(torch.equal(vars(again)[name], part) for name, part in vars(bypass).items())
+        found.append(order)
+        return bypass, order
 
-    monkeypatch.setattr(nested, "measure", measure)
+    monkeypatch.setattr(nested.NestedModels, "fit_and_order", fit_and_order)
     run = measuring(steps=7, measure_every=3, lr=0.01)
     train.reinforce(run)
     assert [row["seconds_measure"] is not None for row in metrics(run.log.folder)] == [True, False, False] * 2 + [True]
-    assert len(found) == 3 and run.nested.step == 7
+    assert len(found) == 3 and run.nested.measured.step == 7
     assert found[0] != found[1] != found[2], "the model has moved"
 
 
 @pytest.mark.parametrize("settings", [{"skip_ratio": 0.0}, {"bypass": "identity", "valid_layers": "1-2"}])
 def test_nothing_is_measured_where_nothing_is_to_be(loop, monkeypatch, settings):
     """A vanilla run, and the method in its plainest form."""
-    calls, run = spy(monkeypatch, nested, "measure"), loop(**{"steps": 2, "bypass": "linear"} | settings)
+    calls, run = spy(monkeypatch, nested.NestedModels, "measure"), loop(**{"steps": 2, "bypass": "linear"} | settings)
     train.reinforce(run)
-    assert not calls and run.nested is None and run.model.bypass is None
+    assert not calls and run.nested.measured is None and run.nested.bypass is None
 
 
 def test_after_the_warm_up_adamw_begins_anew(loop):
     """Its moments are of another loss; and the first reinforced step is boundary 0's."""
     run = loop(warmup_epochs=1, warmup_batch=5)
     train.warm_up(run)
-    assert run.optimizer.adamw.state == {} and (run.phase, run.step, run.nested) == ("reinforce", 0, None)
+    assert run.optimizer.adamw.state == {} and (run.phase, run.step, run.nested.measured) == ("reinforce", 0, None)
 
 
 def trained(checkpoint, out, *flags) -> int:
@@ -1143,17 +1151,18 @@ def test_what_was_measured_is_kept_beside_the_checkpoint_and_used_for_its_weight
 ):
     """The second run of a model does not measure again; with another bypass, temperature or dtype, other problems or
     other weights it does."""
-    folder, calls = Path(shutil.copytree(checkpoint, tmp_path / "model")), spy(monkeypatch, nested, "measure")
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "model"))
+    calls = spy(monkeypatch, nested.NestedModels, "fit_and_order")
     shutil.rmtree(folder / "nested", ignore_errors=True)
     assert trained(folder, tmp_path / "one") == trained(folder, tmp_path / "two") == 0 and len(calls) == 1
     one, two = capsys.readouterr().out.split("accepted without it")[1:]
     assert one.splitlines()[0] == two.splitlines()[0] and "Each batch skips 2 of these 4 layers: 6 masks" in one
     assert metrics(tmp_path / "one")[0]["skipped_layers"] == metrics(tmp_path / "two")[0]["skipped_layers"]
-    flags, load = [], train.data.load
+    flags, load = [], data.load
     for n, more in enumerate(("--bypass mean", "--temperature 0.9", "--dtype bfloat16", "", "--max-new-tokens 3"), 2):
         flags += more.split()  # one thing changes at a time
         if not more:
-            monkeypatch.setattr(train.data, "load", lambda *given: load(*given)[1:])
+            monkeypatch.setattr(data, "load", lambda *given: load(*given)[1:])
         assert trained(folder, tmp_path / str(n), *flags) == 0 and len(calls) == n, more
     moved = Decoder.from_pretrained(folder)
     with torch.no_grad():
@@ -1174,7 +1183,8 @@ def test_a_model_beside_which_nothing_can_be_kept_is_measured_with_a_warning(che
 @pytest.mark.parametrize("flags, problems", [("--skip-ratio 0.1", []), ("--bypass identity", [8]), ("", [20])])
 def test_no_more_is_measured_than_is_used(checkpoint, tmp_path, monkeypatch, capsys, flags, problems):
     """A ratio that rounds to no layer needs no nested model, and the bypass that is none no completions to fit."""
-    folder, calls = Path(shutil.copytree(checkpoint, tmp_path / "model")), spy(monkeypatch, nested, "measure")
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "model"))
+    calls = spy(monkeypatch, nested.NestedModels, "fit_and_order")
     shutil.rmtree(folder / "nested", ignore_errors=True)
     monkeypatch.setattr(nested, "FIT", 12)
     assert trained(folder, tmp_path / "out", *flags.split()) == 0
@@ -1194,16 +1204,6 @@ def test_a_broken_measurement_beside_a_model_is_made_again(checkpoint, tmp_path)
     assert path.read_bytes() == whole
 
 
-@pytest.mark.parametrize("valid_layers", ["measured", "1-3"])
-def test_an_automatic_ratio_skips_as_many_layers_as_each_measurement_says(loop, monkeypatch, valid_layers):
-    """Where the valid layers are given as well."""
-    run, numbers = loop(steps=6, skip_ratio="auto", measure_every=2, bypass="identity"), iter([2, 0, 1])
-    run.valid = None if valid_layers == "measured" else [1, 2, 3]
-    monkeypatch.setattr(nested, "most_layers", lambda acceptance, n_layers, valid: next(numbers))
-    train.reinforce(run)
-    assert [len(row["skipped_layers"]) for row in metrics(run.log.folder)] == [2, 2, 0, 0, 1, 1]
-
-
 def test_rollouts_too_far_off_to_learn_from_are_said_once(loop, monkeypatch):
     """Else a run of hours shows a reward of nothing, and no reason."""
     original = train.diagnostics
@@ -1213,42 +1213,21 @@ def test_rollouts_too_far_off_to_learn_from_are_said_once(loop, monkeypatch):
     assert len(warned) == 1
 
 
-@pytest.mark.parametrize("prefill", ["full", "nested"])
-def test_an_automatic_ratio_goes_by_whole_completions_of_the_full_model(measuring, monkeypatch, prefill):
-    """By hand, of one mask: the mean of Π min(1, η/π) over the first COUNT completions, all of their tokens."""
-    monkeypatch.setattr(nested, "COUNT", 5)
-    monkeypatch.setattr(nested, "LOOK", 2)
-    asked, calls = [], spy(monkeypatch, nested, "generate")
-    monkeypatch.setattr(nested, "most_layers", lambda acceptance, *_: asked.append(acceptance) or 1)
-    run, skip = measuring(skip_ratio="auto", prefill=prefill, temperature=0.7), (False, True, True, False)
-    run.skip_mask(1)
-    rollout = generate(**calls[0])
-    assert rollout.mask.sum(dim=1).max() > 2
-    pi, eta = (
-        completion_logprobs_naive(
-            run.model, calls[0]["prompts"][:5], rollout.tokens[:5], rollout.mask[:5], 0.7, mask, prefill == "full"
-        )[0]
-        for mask in (None, skip)
-    )
-    expected = (eta - pi).clamp(max=0).sum(dim=1).exp().mean()
-    assert asked[0](skip) == pytest.approx(expected.item(), abs=1e-5) and 0.001 < expected < 0.999
-
-
 def test_a_bypass_is_fitted_on_what_the_nested_model_reads(monkeypatch):
     """With prompts of three lengths: whole sequences, or their completions where the full model reads the prompts."""
     fits, model = spy(monkeypatch, nested, "fit_bypass"), small_model()
     prompts, completions = [[1], [2, 3, 4], [5, 6]], [[7, 8], [9], [10, 11, 12]]
     for full_prompt in (False, True):
-        nested.bypass_of(model, "linear", prompts, completions, full_prompt)
+        nested.fit_on_completions(model, "linear", prompts, completions, full_prompt)
         for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             read = fits[-1]["tokens"][row, fits[-1]["mask"][row]].tolist()
             assert read == (completion if full_prompt else prompt + completion)
-    assert nested.bypass_of(model, "identity", prompts, completions, True) is None
+    assert nested.fit_on_completions(model, "identity", prompts, completions, True) is None
 
 
 def test_where_the_full_model_reads_the_prompts_all_that_is_nested_knows(measuring, monkeypatch):
     """Rollouts, the bypass, and the acceptance by which layers are ordered."""
-    sampled, fits, scored = (
+    sampled, fits, passes = (
         spy(monkeypatch, module, name)
         for module, name in ((train, "generate"), (nested, "fit_bypass"), (nested, "hidden_after"))
     )
@@ -1258,13 +1237,13 @@ def test_where_the_full_model_reads_the_prompts_all_that_is_nested_knows(measuri
     [fit], [update] = fits, updates
     assert not fit["mask"][:, :7].any(), "seven tokens of a prompt each"
     assert {call["full_prompt"] for call in sampled if call["skip"]} == {True}
-    caches = [call["read"][0] for call in scored]
-    assert any(call["skip"] for call in scored) and not any(any(cache.skip) for cache in caches)
+    caches = [call["read"].cache for call in passes]
+    assert any(call["skip"] for call in passes) and not any(cache.skip for cache in caches)
     assert len(set(map(id, caches))) == 1, "the prompts are read once for all masks"
     [skip] = {call["skip"] for call in sampled if call["skip"]}
     rollout = update["rollout"]
     for full_prompt in (False, True):
         logprobs, _ = completion_logprobs(
-            run.model, rollout.prompts, rollout.tokens, rollout.mask, skip=skip, full_prompt=full_prompt
+            run.model, rollout.prompts, rollout.tokens, rollout.mask, 1.0, skip, run.nested.bypass, full_prompt
         )
         assert torch.allclose(logprobs, rollout.logprobs, rtol=0, atol=1e-5) == full_prompt

@@ -7,6 +7,7 @@ import torch
 
 import data
 import nested
+import skip
 from data import arith
 from rollout import hidden_after, pack, read_prompts
 from support.pretrained import load_model
@@ -38,8 +39,8 @@ def fitted(answer, world, rows):
     """For each layer (x, update, mean, matrix, bias), all but the first two by the student."""
     model, (tokens, mask) = world[0], rows
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        for name in ("fit_bypass", "bypass_of", "measure"):
-            patch.setattr(nested, name, lambda *_, **__: pytest.fail("expected a fit of your own, not nested.py's"))
+        for module, name in ((skip, "fit_bypass"), (nested, "fit_bypass"), (nested, "fit_on_completions")):
+            patch.setattr(module, name, lambda *_, **__: pytest.fail("expected a fit of your own, not skip.py's"))
         states = answer.states(model, tokens.clone(), mask.clone())
         before = [len(block._forward_hooks) for block in model.model.layers]
         assert not any(before), "expected no hooks left on the blocks"
@@ -96,7 +97,7 @@ def acceptance(world, fitted):
 
     def bypass(matrices, biases):
         down, up = torch.stack([matrix.T for matrix in matrices]), torch.eye(C).expand(L, C, C)
-        return nested.Bypass(down.float(), up, torch.stack([torch.stack((b, b)) for b in biases]).float())
+        return skip.Bypass(down.float(), up, torch.stack([torch.stack((b, b)) for b in biases]).float())
 
     _, _, means, matrices, biases = zip(*fitted, strict=True)
     kinds = {"nothing": None, "mean": bypass([torch.zeros(C, C)] * L, means), "linear": bypass(matrices, biases)}
@@ -104,11 +105,10 @@ def acceptance(world, fitted):
     full = hidden_after(model, read, tokens, mask)
 
     def of(layers) -> dict[str, float]:
-        skip, accepted = tuple(layer in layers for layer in range(L)), {}
-        for name, model.bypass in kinds.items():
-            states = hidden_after(model, read, tokens, mask, skip)
+        skipped, accepted = tuple(layer in layers for layer in range(L)), {}
+        for name, bypass in kinds.items():
+            states = hidden_after(model, read, tokens, mask, skipped, bypass)
             accepted[name] = round(nested.overlap(full, states, model.lm_head.weight), 3)
-        model.bypass = None
         return accepted
 
     return torch.no_grad()(of)

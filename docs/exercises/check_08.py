@@ -9,8 +9,9 @@ from fractions import Fraction
 import pytest
 
 import data
+from answers import canonical
 from data.own import split_of
-from reward import canonical, is_correct
+from reward import is_correct
 
 NUMBER = r"-?[0-9]+(?:\.[0-9]+)?"
 EQUATION = re.compile(rf"({NUMBER}) ([-+*/]) ({NUMBER}) = ({NUMBER})")

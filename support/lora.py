@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from model import Decoder
-from support.optimizer import twin
+from support.fast import twin
 from support.pretrained import digest, read_file, write_safetensors
 
 SCALE = 2.0  # α/R of new adapters: α = 2R, as is common

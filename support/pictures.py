@@ -14,8 +14,8 @@ from support.log import ACCURACIES
 
 NAMES = [f"{split}, {mode}" for split in ("test", "new wordings", "valid") for mode in ("greedy", "sampled")]
 ACCURACY_NAMES = dict(zip(ACCURACIES, NAMES, strict=True))
-PARTS = ("sample", "score", "update", "measure")  # of a step's time; an evaluation only watches the run
-SPENT = {"step": "step", "seconds": "seconds to sample, score, update and measure", "sampled": "tokens sampled"}
+PARTS = ("sample", "grade", "update", "measure")  # of a step's time; an evaluation only watches the run
+SPENT = {"step": "step", "seconds": "seconds to sample, grade, update and measure", "sampled": "tokens sampled"}
 # Okabe and Ito's colours, which colour-blind people can tell apart; dashes and markers differ in a grey print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 DASHES, MARKERS = ("-", "--", "-.", ":"), "os^Dv"

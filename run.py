@@ -1,0 +1,382 @@
+"""A run: its state, what is due between its steps, how it begins, is resumed, and ends.
+
+train.py holds the method and hands it to `launch`. Every random number is a function of (seed, step), or fixed. So a
+checkpoint holds the weights, AdamW's moments, what nested models are made from, and how far the run has come
+(`Run.state`); `--resume` goes on as if it had never stopped.
+"""
+
+import math
+import os
+import shlex
+import subprocess
+import time
+import traceback
+import warnings
+import zlib
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from tqdm import tqdm
+
+import data
+import nested  # SKIP
+from evaluate import evaluate_splits
+from model import Decoder
+from report import print_report
+from support import checkpoint, distributed, lora
+from support.distributed import alone, anyone, from_first
+from support.graders import make_grader
+from support.log import Log, complain, examples, out_of_memory, read
+from support.memory import check as check_memory
+from support.optimizer import Optimizer
+from support.pretrained import check_room, load_model, pick_device
+from support.settings import Settings, parse, settings_of, write_settings
+from support.signals import raise_together, terminable, uninterrupted
+from support.tokenizer import Tokenizer
+
+OFTEN = 600  # seconds between checkpoints at most
+FORMAT = 5  # of a checkpoint's state
+
+
+@dataclass
+class Run:
+    """What a run works with, and how far it has come.
+
+    It moves from boundary to boundary. Boundary k is the moment after step k's updates, counters and line of
+    metrics.jsonl, which happen together or not at all (`advance`); boundary 0 stands before the first step.
+    """
+
+    settings: Settings
+    model: Decoder
+    tokenizer: Tokenizer
+    train: list[data.Problem]
+    tests: dict[str, list[data.Problem]]  # by split: test, and arith's wordings; or valid
+    log: Log
+    memory: str = ""  # what it will need
+
+    def __post_init__(self):
+        s = self.settings
+        self.grader = make_grader(s.grader)
+        self.optimizer = Optimizer(self.model)
+        self.base = lora.fingerprint(self.model) if s.lora_rank else None  # of what does not learn
+        self.nested = nested.NestedModels(self.model, self.tokenizer, self.train, s)  # SKIP
+        self.phase = "warmup" if s.warmup_epochs else "reinforce"
+        self.step = 0  # the last completed one of this phase
+        self.saved: dict | None = None  # the newest checkpoint's state
+        self.saved_at = time.monotonic()  # and when it was written, or the run began
+        self.lock: FileLock | None = None  # on its folder
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether weights, moments, counters and files agree: not from a step's first move of the weights until its
+        line is written."""
+        return self.optimizer.consistent
+
+    def summary(self) -> str:
+        """What runs, on what, and where it writes."""
+        s = self.settings
+        sizes = [(parameter.numel() / 1e6, parameter.requires_grad) for parameter in self.model.parameters()]
+        learn = f"; {sum(n for n, learns in sizes if learns):,.4g} million of rank {s.lora_rank} learn"
+        tests = "".join(f", {split} {len(problems):,}" for split, problems in self.tests.items())
+        lines = {
+            "model": f"{s.model or 'embedded'}, {sum(n for n, _ in sizes):,.4g} million weights, "
+            f"{self.model.config.num_hidden_layers} layers{learn * bool(s.lora_rank)}",
+            "machine": f"{self.model.device}, {s.dtype}, threads: {torch.get_num_threads()}",
+            "memory": self.memory,
+            "data": f"{s.dataset}, train {len(self.train):,}{tests} problems",
+            "steps": f"{s.steps} of {s.prompts} × {s.samples} completions, gradient {s.gradient}, seed {s.seed}",
+            "writes to": f"{self.log.folder}",
+        }
+        if self.log.last:
+            lines["goes on"] = f"after step {self.step} of {self.last_step()} ({self.phase})"
+            if self.phase == "reinforce" and self.step == s.steps:
+                lines["goes on"] = "no further: it is complete; a larger --steps extends it"
+        if self.tokenizer.tells_date:
+            lines["prompts say"] = f"{self.tokenizer.now:%d %B %Y}, to the end of the run"
+        return "\n".join(f"{name:12}{value}" for name, value in lines.items())
+
+    # ---- steps
+
+    def steps_to_go(self) -> Iterable[int]:
+        """The steps of this phase that are still to be taken."""
+        last, bar = self.last_step(), {"desc": self.phase, "leave": False, "disable": distributed.silent()}
+        return tqdm(range(self.step + 1, last + 1), initial=self.step, total=last, **bar)
+
+    def last_step(self) -> int:
+        """The number of this phase's last step."""
+        s = self.settings
+        return s.steps if self.phase == "reinforce" else math.ceil(s.warmup_epochs * len(self.train) / s.warmup_batch)
+
+    def is_evaluated(self, step: int) -> bool:
+        return step % self.settings.eval_every == 0 or step == self.settings.steps
+
+    def completing_step(self):
+        """A context for a step's updates and `advance`: a signal ends it at once while no weight has moved, and waits
+        for the boundary from then on."""
+        return uninterrupted(unless=lambda: self.at_boundary)
+
+    def advance(self, step: int, figures: dict, samples: list[dict]) -> None:
+        """Completes a step: counts it and writes its line of metrics. To be called in `completing_step`."""
+        self.optimizer.consistent = False
+        self.step = step
+        line = self.log.write(self.phase, step, self.last_step(), figures, samples)
+        self.optimizer.consistent = True
+        if self.phase == "reinforce" or step % 20 == 0 or step in (1, self.last_step()):
+            tqdm.write(line)  # after the boundary: a closed terminal undoes nothing
+
+    def begin_reinforcing(self) -> None:
+        """The end of the warm-up is the boundary before the first reinforced step, with fresh moments."""
+        with uninterrupted():
+            self.optimizer = Optimizer(self.model)
+            self.phase, self.step = "reinforce", 0
+
+    def between_steps(self) -> None:
+        """What is due at a boundary: an evaluation of the full model, with a line of its own, and a checkpoint."""
+        raise_together()
+        if anyone(time.monotonic() - self.saved_at > OFTEN):  # before an evaluation, which may take long
+            self.save()
+        if self.phase == "reinforce" and self.is_evaluated(self.step) and self.log.last != ("evaluate", self.step):
+            self.evaluate()
+        if self.step % self.settings.save_every == 0 or self.step == self.last_step():
+            self.save()
+
+    def evaluate(self) -> None:
+        s, step = self.settings, self.step
+        everywhere = step in (0, s.steps)  # on arith's wordings as well
+        splits = {
+            name: some[: s.eval_problems] for name, some in self.tests.items() if everywhere or name != "wordings"
+        }
+        if step == 0:
+            tqdm.write(f"evaluating before the first step, greedy and sampled: {', '.join(splits)}")
+        with self.log.phase("evaluate"):
+            figures, records = evaluate_splits(
+                self.model, self.tokenizer, splits, s.max_new_tokens, s.temperature, s.prompts * s.samples, self.grader
+            )
+        samples = [example for mode, each in records.items() for example in examples(step, mode, each)]
+        with uninterrupted():
+            tqdm.write(self.log.write("evaluate", step, s.steps, figures, samples))
+
+    # ---- checkpoints
+
+    def state(self) -> dict:
+        """What a resume needs besides the weights and what lies on disk already."""
+        state = {
+            **{"format": FORMAT, "phase": self.phase, "step": self.step, "sizes": self.log.sizes},
+            **{"threads": torch.get_num_threads(), "date": self.tokenizer.now.isoformat()},
+            "problems": zlib.crc32(repr((self.train, self.tests)).encode()),  # steps draw problems by their number
+        }
+        return state | ({"base": self.base} if self.settings.lora_rank else {})
+
+    def save(self) -> None:
+        """Writes a checkpoint of this boundary, unless there is one. FloatingPointError if it is not finite."""
+        state = self.state()
+        if from_first(lambda: self.saved == state):
+            return
+        if not self.optimizer.finite():
+            raise FloatingPointError("the weights are not finite")
+
+        def write(folder: Path) -> None:
+            lora.merged(self.model).save_pretrained(folder)
+            lora.save(self.model, folder / "adapter", self.settings.model or str(data.EMBEDDED))
+            self.tokenizer.save(folder)
+            nested.save(folder / "training" / "nested.safetensors", self.nested.measured)  # SKIP
+
+        with uninterrupted():
+            checkpoint.save(self.log.folder, write, self.optimizer, state, self.settings.keep)
+            self.saved, self.saved_at = state, time.monotonic()
+
+    def restore(self, folder: Path) -> None:
+        """Takes up what `save` wrote besides the model. Raises ValueError before anything is changed on disk."""
+        s, now = self.settings, self.state()
+        state = checkpoint.load(folder, self.optimizer, now)
+        self.phase, self.step = state["phase"], state["step"]
+        self.tokenizer.now = datetime.fromisoformat(state["date"])
+        self.nested.measured = nested.read(folder / "training" / "nested.safetensors", self.model)  # SKIP
+        if state["problems"] != now["problems"]:
+            raise ValueError(f"--resume: the problems of {s.dataset} are not those that the run began with")
+        if state.get("base") != now.get("base"):
+            raise ValueError(
+                f"--resume: the model in {s.model or data.EMBEDDED} is not the one that the run began with"
+            )
+        if state["threads"] != now["threads"]:
+            said = f"the run had {state['threads']} threads, now {now['threads']}: sums round otherwise"
+            warnings.warn(said, stacklevel=1)
+        self.log.rewind(state["sizes"])
+        self.saved = state if folder.name == "checkpoint" else None  # an older one has yet to become the newest
+
+
+# ---- how a run begins
+
+
+def set_up(given: dict, resume: bool = False) -> Run:
+    """Reads all that the user named, before any slow work and any writing. Raises ValueError or OSError."""
+    s = settings_of(given) if resume else with_adapter_rank(Settings(**given).decided())
+    out = Path(os.path.expanduser(s.out or f"runs/{datetime.now():%Y-%m-%d-%H%M%S}"))
+    distributed.join(s.device)
+    if s.prompts < distributed.world():
+        raise ValueError(
+            f"--prompts is {s.prompts}, for {distributed.world()} processes; expected one for each at least"
+        )
+    if not resume:
+        checkpoint.refuse_a_run(out)
+    lock = checkpoint.claim(out) if resume else None
+    if not s.model and not data.EMBEDDED.is_dir():
+        raise FileNotFoundError(
+            f"{data.EMBEDDED}: the embedded model is not there; `python -m docs.tiny` makes it again"
+        )
+    with distributed.first_alone():
+        train, tests = data.load_splits(s.dataset, s.data_dir or None, s.test_file, s.eval_split)
+    unsolved = sum(not problem.rationale for problem in train)
+    if s.warmup_epochs and unsolved:
+        raise ValueError(
+            f"--warmup-epochs is {s.warmup_epochs}, but {unsolved:,} problems of {s.dataset} have no solution to learn "
+            "from; expected a 'solution' in each record, or no --warmup-epochs"
+        )
+    saved = checkpoint.checkpoints(out) if resume else []
+    run = restored(s, train, tests, out, saved) if saved else load_run(s, train, tests, out)
+    if resume and not saved:  # it was killed before its first checkpoint
+        if (out / "metrics.jsonl").exists() and '"reinforce"' in (out / "metrics.jsonl").read_text(encoding="utf-8"):
+            raise ValueError(f"--resume: {out} has steps in its metrics.jsonl, but no checkpoint to go on from")
+        run.log.rewind(run.log.sizes)
+    if not resume:
+        run.log.folder, lock = checkpoint.claim_new(out, any_name=not s.out)
+    run.lock = lock
+    distributed.by_first(lambda: write_settings(s, run.log.folder))
+    if anyone(not (run.log.folder / "config.json").is_file()):
+        raise ValueError(
+            f"--out {run.log.folder}: all nodes have to see the same folder; expected one on a shared drive"
+        )
+    return run
+
+
+def with_adapter_rank(s: Settings) -> Settings:
+    """With the rank of --adapter, if there is one. ValueError where that or the model is another than was given."""
+    if not s.adapter:
+        return s
+    rank, _ = lora.read_config(Path(s.adapter))
+    if s.model and Path(s.model).resolve() in Path(s.adapter).resolve().parents:
+        raise ValueError(f"--adapter {s.adapter} is merged into --model {s.model} already; expected its base there")
+    if s.lora_rank not in (0, rank):
+        raise ValueError(f"--lora-rank is {s.lora_rank}, but {s.adapter} has rank {rank}; leave the flag out")
+    return replace(s, lora_rank=rank)
+
+
+def load_run(s: Settings, train: list, tests: dict, out: Path, saved: Path | None = None) -> Run:
+    """A run at its beginning, with the model of --model, or with what a checkpoint holds of it: the model, or adapters
+    of the one of --model."""
+    questions = [problem.question for problems in (train, *tests.values()) for problem in problems]
+    memory = ""
+
+    def fits(outline: Decoder, tokenizer: Tokenizer) -> None:
+        nonlocal memory
+        if s.lora_rank:
+            lora.add(outline, s.lora_rank)
+        longest = check_room(outline, tokenizer, questions, s.max_new_tokens)
+        memory = check_memory(outline, s, longest, pick_device(distributed.join(s.device)))
+
+    base = saved if saved and not s.lora_rank else s.model or data.EMBEDDED
+    with distributed.first_alone():
+        model, tokenizer = load_model(base, s.dtype, distributed.join(s.device), s.prompt_template or None, fits)
+        if s.adapter or (saved and s.lora_rank):
+            lora.load(model, saved / "adapter" if saved else Path(s.adapter))
+        elif s.lora_rank:
+            lora.add(model, s.lora_rank, seed=s.seed)
+        if saved and s.lora_rank:
+            tokenizer = Tokenizer(saved, s.prompt_template or None)  # as it was when the run began
+    tokenizer.now = from_first(lambda: tokenizer.now)
+    model.gradient_checkpointing = s.gradient_checkpointing
+    return Run(s, model, tokenizer, train, tests, Log(out), memory)
+
+
+def restored(s: Settings, train: list, tests: dict, out: Path, saved: list[Path]) -> Run:
+    """The run as its newest whole checkpoint left it. Broken newer ones are renamed, else a later save would keep them
+    in place of whole ones. If there is no whole one, raises the error of the newest."""
+    errors = []
+    for folder in saved:
+        run = error = None
+        try:
+            run = load_run(s, train, tests, out, folder)
+            run.restore(folder)
+        except (ValueError, FileNotFoundError) as this:
+            error = this.with_traceback(None)  # which would hold on to the model
+        if anyone(error is not None):
+            errors.append(error or ValueError(f"{folder}: another process could not read it"))
+            continue
+        if errors:
+            warnings.warn(f"{errors[0]}; going on from {folder}", stacklevel=1)
+            distributed.by_first(lambda: checkpoint.set_aside(saved[: len(errors)]))
+        return run
+    raise errors[0]
+
+
+# ---- how a run ends
+
+LESS_MEMORY = {
+    "sample": "--samples, --prompts or --max-new-tokens",
+    "update": "--micro-batch-tokens or --max-new-tokens, or try --gradient-checkpointing",
+    "measure": "--max-new-tokens, or measure nothing (--bypass identity --valid-layers border:1 --skip-ratio 0.3)",
+    "evaluate": "--samples or --prompts, whose product is the size of a batch, or --max-new-tokens",
+}
+
+
+def launch(learn: Callable[[Run], None], description: str, arguments: list[str] | None = None) -> int:
+    """Sets a run up and lets it `learn`. The exit status: 0, 2 for a wrong flag or file, 1 for trouble of the machine
+    or the numbers, 130 and 143 for Ctrl-C and SIGTERM."""
+    try:
+        run = set_up(*parse(arguments, description))
+    except (Exception, KeyboardInterrupt) as error:
+        return complain(error)
+    with terminable():
+        try:
+            status, can_go_on = carry_out(run, learn)
+        except (OSError, KeyboardInterrupt) as error:  # the last checkpoint could not be written, or Ctrl-C came twice
+            status, can_go_on = complain(error), True
+        finally:
+            if run.lock:
+                run.lock.release()
+    with suppress(BrokenPipeError):
+        saved = run.saved and f"{'warm-up ' * (run.saved['phase'] == 'warmup')}step {run.saved['step']}"
+        print(f"checkpoint: {run.log.folder / 'checkpoint'} (after {saved})" if saved else "checkpoint: none")
+        if status and can_go_on:
+            python = "python" if alone() else f"torchrun --nproc-per-node {distributed.world()}"
+            out = [str(run.log.folder)]
+            out = subprocess.list2cmdline(out) if os.name == "nt" else shlex.join(out)
+            print(f"go on with: {python} train.py --out {out} --resume", flush=True)
+    if status == 0:
+        distributed.leave()
+    return 1 if status == 2 else status  # 2 is for what the user gave, which set_up has checked
+
+
+def carry_out(run: Run, learn: Callable[[Run], None]) -> tuple[int, bool]:
+    """The run itself. Whatever ends it leaves its last boundary in DIR/checkpoint; trouble of the numbers leaves the
+    checkpoint before. Returns the exit status, and whether to go on may help."""
+    try:
+        tqdm.write(run.summary())
+        learn(run)
+        if run.settings.steps and not from_first(lambda: any(row["stepped"] for row in read(run.log.folder))):
+            print("no batch had a signal, nothing was learned: warm up (--warmup-epochs) or skip less (--skip-ratio)")
+        distributed.by_first(lambda: print_report(run.log.folder))
+        return 0, True
+    except (FloatingPointError, OverflowError) as error:  # the last boundary would lead to it again: not saved
+        return complain(error), False
+    except BaseException as error:
+        together = alone() or isinstance(error, KeyboardInterrupt)  # an error is of one process, and saving takes all
+        if out_of_memory(error):
+            traceback.clear_frames(error.__traceback__)  # what they hold is room to save in
+        try:
+            if together and run.at_boundary and run.optimizer.finite():
+                run.save()
+        except Exception as second:
+            if not out_of_memory(second):
+                raise
+            warnings.warn("no memory is left to save the last boundary: the checkpoint before it stays", stacklevel=1)
+        phase = run.log.phase_now or "set-up"
+        lower = LESS_MEMORY.get(phase, "the size of the model")
+        weights = f"--model {run.log.folder / 'checkpoint'} to keep the weights"
+        advice = f"lower {lower}, in a new run, with {weights} (phase: {phase})"
+        return complain(error, advice), True
