@@ -4,9 +4,9 @@
     CompletionCache   whole completions of them in one pass, through which gradients flow back into both: `log π`
     KVCache           completions of them token by token, written in place and without gradients: sampling
 
-A cache is the argument `cache` of `Decoder.forward`, which calls `reserve` once a pass and `update` in each layer, and
-adds the new tokens to `length`. Rows are padded on the left, so that all end at column `length`: row b starts with
-padding[b] unused columns. A cache belongs to one skip mask; its completions may have another one than its prompts.
+`Decoder.forward` takes one as its argument, calls `reserve` once a pass and `update` in each layer, and adds the new
+tokens to `length`. Rows are padded on the left, so that all end at column `length`: row b starts with padding[b] unused
+columns. A cache belongs to one skip mask; completions may be read under another one than their prompts.
 
     P prompts   B rows   T new tokens   S key columns   K num_key_value_heads   D head_dim
 """

@@ -117,7 +117,7 @@ def sampled(s: Settings, split: str, number: int, step: int) -> Group:
             f"--problem is {number}; expected 0 to {len(problems) - 1}, the problems of {s.dataset} {split}"
         )
     problem = problems[number]
-    model, tokenizer = load_model(s.model or data.EMBEDDED, s.dtype, s.device, s.prompt_template or None)
+    model, tokenizer = load_model(s.model, s.dtype, s.device, s.prompt_template or None)
     if s.adapter:
         lora.load(model, Path(s.adapter))
     check_room(model, tokenizer, [problem.question], s.max_new_tokens)
@@ -176,7 +176,7 @@ def recorded(folder: Path, step: int | None, number: int) -> Group:
     if not skipped:
         raise ValueError(f"{folder / 'metrics.jsonl'}: no line of step {step}, whose samples are in {path.name}")
     saved = folder / "checkpoint"
-    tokenizer = Tokenizer(saved if saved.is_dir() else find_checkpoint(s.model) if s.model else data.EMBEDDED)
+    tokenizer = Tokenizer(saved if saved.is_dir() else find_checkpoint(s.model or data.EMBEDDED))
     completions = [
         Completion(pieces(tokenizer, r["tokens"]), *map(torch.tensor, (r["log_eta"], r["log_pi"])), r, r["advantage"])
         for r in groups[number]

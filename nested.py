@@ -28,9 +28,10 @@ from tqdm import tqdm
 
 from data import Problem, draw_problems
 from model import Decoder
-from rollout import generate, hidden_after, log_softmax, pack, read_prompts
+from rollout import generate, hidden_after, log_softmax, read_prompts
 from skip import Bypass, fit_bypass, parse_valid_layers, sample_mask
 from support import lora
+from support.batches import pack
 from support.distributed import by_first, from_first, silent, spread
 from support.fast import LOGITS
 from support.pretrained import digest, find_checkpoint, write_safetensors

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from cache import CompletionCache, KVCache, PromptCache
 from model import Decoder
-from support.batches import distinct
+from support.batches import distinct, pad_left
 from support.distributed import alone, everyone, share
 from support.fast import CapturedStep, TokenLogprobs, packed
 
@@ -261,14 +261,6 @@ def completion_logprobs_naive(
     return zeros.masked_scatter(mask, torch.cat(logprobs)), zeros.masked_scatter(mask, torch.cat(entropies))
 
 
-def pack(completions: list[list[int]], device) -> tuple[Tensor, Tensor]:
-    """Lists of token ids as tokens and mask, (n, T) each, as a `Rollout` holds them."""
-    longest = max(map(len, completions))
-    tokens = torch.tensor([ids + [0] * (longest - len(ids)) for ids in completions], device=device)
-    lengths = torch.tensor([len(ids) for ids in completions], device=device)
-    return tokens, torch.arange(longest, device=device) < lengths[:, None]
-
-
 def empty_rollout(model: Decoder, prompts: list[list[int]], n_samples: int, max_new_tokens: int) -> Rollout:
     shape, device = (len(prompts) * n_samples, max_new_tokens), model.device
     return Rollout(
@@ -278,15 +270,6 @@ def empty_rollout(model: Decoder, prompts: list[list[int]], n_samples: int, max_
         logprobs=torch.zeros(shape, dtype=torch.promote_types(model.dtype, torch.float32), device=device),
         ended=torch.zeros(shape[0], dtype=torch.bool, device=device),
     )
-
-
-def pad_left(prompts: list[list[int]], device) -> tuple[Tensor, Tensor | None]:
-    """Prompts as tokens (P, T) that end in the same column, and the number of unused ones before each, (P,), or None if
-    there are none."""
-    longest = max(map(len, prompts))
-    tokens = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
-    padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
-    return tokens, padding if padding.any() else None
 
 
 def survivors(done: Tensor) -> Tensor:

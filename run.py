@@ -7,8 +7,6 @@ checkpoint holds the weights, AdamW's moments, what nested models are made from,
 
 import math
 import os
-import shlex
-import subprocess
 import time
 import traceback
 import warnings
@@ -17,6 +15,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,10 +31,11 @@ from support import checkpoint, distributed, lora
 from support.distributed import alone, anyone, from_first
 from support.graders import make_grader
 from support.log import Log, complain, examples, out_of_memory, read
+from support.memory import advice
 from support.memory import check as check_memory
 from support.optimizer import Optimizer
 from support.pretrained import check_room, load_model, pick_device
-from support.settings import Settings, parse, settings_of, write_settings
+from support.settings import Settings, command_to_resume, parse, settings_of, write_settings
 from support.signals import raise_together, terminable, uninterrupted
 from support.tokenizer import Tokenizer
 
@@ -154,9 +154,7 @@ class Run:
         if step == 0:
             tqdm.write(f"evaluating before the first step, greedy and sampled: {', '.join(splits)}")
         with self.log.phase("evaluate"):
-            figures, records = evaluate_splits(
-                self.model, self.tokenizer, splits, s.max_new_tokens, s.temperature, s.prompts * s.samples, self.grader
-            )
+            figures, records = evaluate_splits(self.model, self.tokenizer, splits, s, self.grader)
         samples = [example for mode, each in records.items() for example in examples(step, mode, each)]
         with uninterrupted():
             tqdm.write(self.log.write("evaluate", step, s.steps, figures, samples))
@@ -215,7 +213,9 @@ class Run:
 
 def set_up(given: dict, resume: bool = False) -> Run:
     """Reads all that the user named, before any slow work and any writing. Raises ValueError or OSError."""
-    s = settings_of(given) if resume else with_adapter_rank(Settings(**given).decided())
+    s = settings_of(given) if resume else Settings(**given).decided()
+    if s.adapter and not resume:
+        s = replace(s, lora_rank=lora.rank_of(Path(s.adapter), s.model, s.lora_rank))
     out = Path(os.path.expanduser(s.out or f"runs/{datetime.now():%Y-%m-%d-%H%M%S}"))
     distributed.join(s.device)
     if s.prompts < distributed.world():
@@ -225,20 +225,11 @@ def set_up(given: dict, resume: bool = False) -> Run:
     if not resume:
         checkpoint.refuse_a_run(out)
     lock = checkpoint.claim(out) if resume else None
-    if not s.model and not data.EMBEDDED.is_dir():
-        raise FileNotFoundError(
-            f"{data.EMBEDDED}: the embedded model is not there; `python -m docs.tiny` makes it again"
-        )
     with distributed.first_alone():
-        train, tests = data.load_splits(s.dataset, s.data_dir or None, s.test_file, s.eval_split)
-    unsolved = sum(not problem.rationale for problem in train)
-    if s.warmup_epochs and unsolved:
-        raise ValueError(
-            f"--warmup-epochs is {s.warmup_epochs}, but {unsolved:,} problems of {s.dataset} have no solution to learn "
-            "from; expected a 'solution' in each record, or no --warmup-epochs"
-        )
+        train, tests = data.load_splits(s.dataset, s.data_dir or None, s.test_file, s.eval_split, s.warmup_epochs)
     saved = checkpoint.checkpoints(out) if resume else []
-    run = restored(s, train, tests, out, saved) if saved else load_run(s, train, tests, out)
+    load = partial(load_run, s, train, tests, out)
+    run = checkpoint.newest_whole(saved, load) if saved else load()
     if resume and not saved:  # it was killed before its first checkpoint
         if (out / "metrics.jsonl").exists() and '"reinforce"' in (out / "metrics.jsonl").read_text(encoding="utf-8"):
             raise ValueError(f"--resume: {out} has steps in its metrics.jsonl, but no checkpoint to go on from")
@@ -254,21 +245,9 @@ def set_up(given: dict, resume: bool = False) -> Run:
     return run
 
 
-def with_adapter_rank(s: Settings) -> Settings:
-    """With the rank of --adapter, if there is one. ValueError where that or the model is another than was given."""
-    if not s.adapter:
-        return s
-    rank, _ = lora.read_config(Path(s.adapter))
-    if s.model and Path(s.model).resolve() in Path(s.adapter).resolve().parents:
-        raise ValueError(f"--adapter {s.adapter} is merged into --model {s.model} already; expected its base there")
-    if s.lora_rank not in (0, rank):
-        raise ValueError(f"--lora-rank is {s.lora_rank}, but {s.adapter} has rank {rank}; leave the flag out")
-    return replace(s, lora_rank=rank)
-
-
 def load_run(s: Settings, train: list, tests: dict, out: Path, saved: Path | None = None) -> Run:
-    """A run at its beginning, with the model of --model, or with what a checkpoint holds of it: the model, or adapters
-    of the one of --model."""
+    """A run at its beginning, with the model of --model; or as a checkpoint left it, which holds the model, or adapters
+    of the one of --model. Raises ValueError or OSError."""
     questions = [problem.question for problems in (train, *tests.values()) for problem in problems]
     memory = ""
 
@@ -279,7 +258,7 @@ def load_run(s: Settings, train: list, tests: dict, out: Path, saved: Path | Non
         longest = check_room(outline, tokenizer, questions, s.max_new_tokens)
         memory = check_memory(outline, s, longest, pick_device(distributed.join(s.device)))
 
-    base = saved if saved and not s.lora_rank else s.model or data.EMBEDDED
+    base = saved if saved and not s.lora_rank else s.model
     with distributed.first_alone():
         model, tokenizer = load_model(base, s.dtype, distributed.join(s.device), s.prompt_template or None, fits)
         if s.adapter or (saved and s.lora_rank):
@@ -290,38 +269,13 @@ def load_run(s: Settings, train: list, tests: dict, out: Path, saved: Path | Non
             tokenizer = Tokenizer(saved, s.prompt_template or None)  # as it was when the run began
     tokenizer.now = from_first(lambda: tokenizer.now)
     model.gradient_checkpointing = s.gradient_checkpointing
-    return Run(s, model, tokenizer, train, tests, Log(out), memory)
-
-
-def restored(s: Settings, train: list, tests: dict, out: Path, saved: list[Path]) -> Run:
-    """The run as its newest whole checkpoint left it. Broken newer ones are renamed, else a later save would keep them
-    in place of whole ones. If there is no whole one, raises the error of the newest."""
-    errors = []
-    for folder in saved:
-        run = error = None
-        try:
-            run = load_run(s, train, tests, out, folder)
-            run.restore(folder)
-        except (ValueError, FileNotFoundError) as this:
-            error = this.with_traceback(None)  # which would hold on to the model
-        if anyone(error is not None):
-            errors.append(error or ValueError(f"{folder}: another process could not read it"))
-            continue
-        if errors:
-            warnings.warn(f"{errors[0]}; going on from {folder}", stacklevel=1)
-            distributed.by_first(lambda: checkpoint.set_aside(saved[: len(errors)]))
-        return run
-    raise errors[0]
+    run = Run(s, model, tokenizer, train, tests, Log(out), memory)
+    if saved:
+        run.restore(saved)
+    return run
 
 
 # ---- how a run ends
-
-LESS_MEMORY = {
-    "sample": "--samples, --prompts or --max-new-tokens",
-    "update": "--micro-batch-tokens or --max-new-tokens, or try --gradient-checkpointing",
-    "measure": "--max-new-tokens, or measure nothing (--bypass identity --valid-layers border:1 --skip-ratio 0.3)",
-    "evaluate": "--samples or --prompts, whose product is the size of a batch, or --max-new-tokens",
-}
 
 
 def launch(learn: Callable[[Run], None], description: str, arguments: list[str] | None = None) -> int:
@@ -343,10 +297,7 @@ def launch(learn: Callable[[Run], None], description: str, arguments: list[str] 
         saved = run.saved and f"{'warm-up ' * (run.saved['phase'] == 'warmup')}step {run.saved['step']}"
         print(f"checkpoint: {run.log.folder / 'checkpoint'} (after {saved})" if saved else "checkpoint: none")
         if status and can_go_on:
-            python = "python" if alone() else f"torchrun --nproc-per-node {distributed.world()}"
-            out = [str(run.log.folder)]
-            out = subprocess.list2cmdline(out) if os.name == "nt" else shlex.join(out)
-            print(f"go on with: {python} train.py --out {out} --resume", flush=True)
+            print(f"go on with: {command_to_resume(run.log.folder)}", flush=True)
     if status == 0:
         distributed.leave()
     return 1 if status == 2 else status  # 2 is for what the user gave, which set_up has checked
@@ -375,8 +326,4 @@ def carry_out(run: Run, learn: Callable[[Run], None]) -> tuple[int, bool]:
             if not out_of_memory(second):
                 raise
             warnings.warn("no memory is left to save the last boundary: the checkpoint before it stays", stacklevel=1)
-        phase = run.log.phase_now or "set-up"
-        lower = LESS_MEMORY.get(phase, "the size of the model")
-        weights = f"--model {run.log.folder / 'checkpoint'} to keep the weights"
-        advice = f"lower {lower}, in a new run, with {weights} (phase: {phase})"
-        return complain(error, advice), True
+        return complain(error, advice(run.log.phase_now, run.log.folder / "checkpoint")), True

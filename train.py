@@ -21,9 +21,9 @@ from evaluate import (
 from losses import diagnostics, gradient_weights, group_advantages, log_ratio, normaliser, policy_loss, supervised_loss
 from model import Decoder
 from nested import warn_if_far  # SKIP
-from rollout import Rollout, completion_logprobs, generate, pack
+from rollout import Rollout, completion_logprobs, generate
 from run import Run, launch
-from support.batches import micro_batches
+from support.batches import micro_batches, pack
 from support.distributed import added
 from support.log import groups
 from support.optimizer import Optimizer
@@ -67,9 +67,7 @@ def reinforce(run: Run) -> None:
         figures["skipped_layers"] = [layer for layer, skipped in enumerate(skip) if skipped]  # SKIP
         if run.is_evaluated(step) and any(skip):  # SKIP
             with log.phase("evaluate"):
-                figures |= compare_with_full(
-                    model, run.tokenizer, problems, s.samples, s.max_new_tokens, s.temperature, seed, run.grader
-                )
+                figures |= compare_with_full(model, run.tokenizer, problems, s, seed, run.grader)
 
         lr = s.lr * min(1.0, step / LR_WARMUP)
         with run.completing_step():  # from the first move of the weights to the boundary nothing interrupts

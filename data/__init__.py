@@ -54,11 +54,16 @@ def load(name: str, split: str, data_dir: str | Path | None = None) -> list[Prob
 
 
 def load_splits(
-    dataset: str, data_dir: str | Path | None = None, test_file: str = "", eval_split: str = "test"
+    dataset: str,
+    data_dir: str | Path | None = None,
+    test_file: str = "",
+    eval_split: str = "test",
+    warmup_epochs: int = 0,
 ) -> tuple[list[Problem], dict[str, list[Problem]]]:
     """The problems to train on, and those to test with by split: test and, of arith, wordings; or valid.
 
     test_file: tested with instead, and not trained on.  eval_split: test, or valid, which is then not trained on.
+    warmup_epochs: if there are any, every problem to train on needs a rationale.
     Raises what `load` raises, and ValueError for flags that exclude each other.
     """
     if test_file and eval_split == "valid":
@@ -80,6 +85,12 @@ def load_splits(
     if eval_split == "valid":
         tests = {"valid": load(dataset, "valid", data_dir)}
         train = train[: -len(tests["valid"])]
+    unsolved = sum(not problem.rationale for problem in train)
+    if warmup_epochs and unsolved:
+        raise ValueError(
+            f"--warmup-epochs is {warmup_epochs}, but {unsolved:,} problems of {dataset} have no solution to learn "
+            "from; expected a 'solution' in each record, or no --warmup-epochs"
+        )
     for split, problems in tests.items():
         if len(problems) < FEW:
             warnings.warn(

@@ -92,7 +92,7 @@ class Machine:
     """Times the parts of a step of one model."""
 
     def __init__(self, a: argparse.Namespace):
-        self.model, self.tokenizer = load_model(a.model or data.EMBEDDED, a.dtype, a.device)
+        self.model, self.tokenizer = load_model(a.model, a.dtype, a.device)
         self.optimizer = Optimizer(self.model)
         C, self.L = self.model.config.hidden_size, self.model.config.num_hidden_layers
         shapes = (self.L, C // 4, C), (self.L, C, C // 4), (self.L, 2, C)  # of a linear bypass that adds nothing

@@ -30,9 +30,10 @@ from data import draw_problems
 from evaluate import grade
 from losses import diagnostics, gradient_weights, group_advantages, log_ratio, normaliser, policy_loss
 from model import Config, Decoder
-from rollout import Rollout, completion_logprobs, generate, pack
+from rollout import Rollout, completion_logprobs, generate
 from run import Run, set_up
 from skip import sample_mask
+from support.batches import pack
 from train import main as train_main
 
 KINDS = {

@@ -51,7 +51,7 @@ class Models:
         self.settings = Settings(
             model=a.model, dtype=a.dtype, max_new_tokens=a.max_new_tokens, temperature=a.temperature
         )
-        self.model, self.tokenizer = load_model(a.model or data.EMBEDDED, a.dtype, self.settings.device)
+        self.model, self.tokenizer = load_model(a.model, a.dtype, self.settings.device)
         self.train, self.test = (data.load(a.dataset, split, a.data_dir or None) for split in ("train", "test"))
         self.n_layers = self.model.config.num_hidden_layers
         self.max_new_tokens, self.temperature = a.max_new_tokens, a.temperature

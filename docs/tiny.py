@@ -27,7 +27,8 @@ from evaluate import accuracy, evaluate
 from losses import normaliser, supervised_loss
 from model import Config, Decoder
 from reward import extract_answer
-from rollout import completion_logprobs, pack
+from rollout import completion_logprobs
+from support.batches import pack
 from support.tokenizer import ASK, Tokenizer
 
 END = "<|end|>"

@@ -1,10 +1,11 @@
-"""The rows of a batch in micro-batches: what goes through the model at a time. A gradient does not depend on it.
+"""The rows of a batch, in tensors and in micro-batches: what goes through the model at a time.
 
 prompts: N lists of token ids, a row each; rows are numbered from 0 to N − 1
 """
 
 from collections import defaultdict
 
+import torch
 from torch import Tensor
 
 from support.distributed import balanced, deal
@@ -55,3 +56,20 @@ def distinct(prompts: list[list[int]]) -> tuple[list[list[int]], list[int]]:
     numbers: dict[tuple[int, ...], int] = {}
     of_row = [numbers.setdefault(tuple(prompt), len(numbers)) for prompt in prompts]
     return [list(prompt) for prompt in numbers], of_row
+
+
+def pad_left(prompts: list[list[int]], device) -> tuple[Tensor, Tensor | None]:
+    """Prompts as tokens (P, T) that end in the same column, and the number of unused ones before each, (P,), or None if
+    there are none."""
+    longest = max(map(len, prompts))
+    tokens = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
+    padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
+    return tokens, padding if padding.any() else None
+
+
+def pack(completions: list[list[int]], device) -> tuple[Tensor, Tensor]:
+    """Lists of token ids as tokens and mask, (n, T) each, as a `Rollout` holds them."""
+    longest = max(map(len, completions))
+    tokens = torch.tensor([ids + [0] * (longest - len(ids)) for ids in completions], device=device)
+    lengths = torch.tensor([len(ids) for ids in completions], device=device)
+    return tokens, torch.arange(longest, device=device) < lengths[:, None]

@@ -15,14 +15,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from typing import TypeVar
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
-from support.distributed import by_first, from_first, rank, together
+from support.distributed import anyone, by_first, from_first, rank, together
 from support.optimizer import Optimizer
 from support.signals import uninterrupted
+
+T = TypeVar("T")
 
 
 def save(folder: Path, write: Callable[[Path], None], optimizer: Optimizer, state: dict, keep: int) -> None:
@@ -131,6 +134,26 @@ def checkpoints(folder: Path) -> list[Path]:
     """DIR/checkpoint, then DIR/checkpoint.before (left by a kill during a save), then the older ones."""
     newest = [path for path in (folder / "checkpoint", folder / "checkpoint.before") if path.is_dir()]
     return [*newest, *older_checkpoints(folder)]
+
+
+def newest_whole(saved: list[Path], load: Callable[[Path], T]) -> T:
+    """What `load` makes of the first checkpoint that is whole. Broken ones before it are renamed, else a later save
+    would keep them in place of whole ones. If there is none, raises the error of the first."""
+    errors = []
+    for folder in saved:
+        loaded = error = None
+        try:
+            loaded = load(folder)
+        except (ValueError, FileNotFoundError) as this:
+            error = this.with_traceback(None)  # which would hold on to the model
+        if anyone(error is not None):
+            errors.append(error or ValueError(f"{folder}: another process could not read it"))
+            continue
+        if errors:
+            warnings.warn(f"{errors[0]}; going on from {folder}", stacklevel=1)
+            by_first(lambda: set_aside(saved[: len(errors)]))
+        return loaded
+    raise errors[0]
 
 
 def set_aside(broken: list[Path]) -> None:

@@ -16,10 +16,11 @@ from data.problem import Problem
 from reward import extract_answer, is_correct
 
 GRADERS = ("rules", "math-verify")
+Grader = Callable[[str, Problem], bool]  # a completion and its problem -> right or wrong
 
 
-def make_grader(name: str) -> Callable[[str, Problem], bool]:
-    """What maps a completion and its problem to right or wrong. ValueError for math-verify if it is missing."""
+def make_grader(name: str) -> Grader:
+    """The grader that --grader names. ValueError for math-verify if it is missing."""
     return MathVerify().is_correct if name == "math-verify" else by_rules
 
 

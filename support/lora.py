@@ -113,6 +113,16 @@ def read_config(folder: Path) -> tuple[int, float]:
     return rank, alpha / rank
 
 
+def rank_of(adapter: Path, model: str, rank: int) -> int:
+    """R of --adapter. ValueError where it is not --lora-rank's, if that was given, or where --model has it already."""
+    found, _ = read_config(adapter)
+    if model and Path(model).resolve() in adapter.resolve().parents:
+        raise ValueError(f"--adapter {adapter} is merged into --model {model} already; expected its base there")
+    if rank not in (0, found):
+        raise ValueError(f"--lora-rank is {rank}, but {adapter} has rank {found}; leave the flag out")
+    return found
+
+
 def load(model: Decoder, folder: Path) -> None:
     """Gives the model the adapters in a folder. Raises ValueError or OSError that names the file at fault."""
     add(model, *read_config(folder))

@@ -119,5 +119,16 @@ def ways_out(model: Decoder, s: Settings, longest: int, device: torch.device) ->
     return f"{', '.join(ways)}, or a smaller model"
 
 
+def advice(phase: str, checkpoint: Path) -> str:
+    """What to change where memory ran out in a phase of a run."""
+    lower = {
+        "sample": "--samples, --prompts or --max-new-tokens",
+        "update": "--micro-batch-tokens or --max-new-tokens, or try --gradient-checkpointing",
+        "measure": "--max-new-tokens, or measure nothing (--bypass identity --valid-layers border:1 --skip-ratio 0.3)",
+        "evaluate": "--samples or --prompts, whose product is the size of a batch, or --max-new-tokens",
+    }.get(phase, "the size of the model")
+    return f"lower {lower}, in a new run, with --model {checkpoint} to keep the weights (phase: {phase or 'set-up'})"
+
+
 def in_gb(size: float) -> str:
     return f"{size / 1e9:.0f}" if size >= 99.5e9 else f"{size / 1e9:.2g}"

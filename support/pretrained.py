@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+import data
 from model import Config, Decoder
 from support.tokenizer import Tokenizer
 
@@ -43,12 +44,12 @@ def load_model(
     template: str | None = None,
     fits: Callable[[Decoder, Tokenizer], None] = lambda outline, tokenizer: None,
 ) -> tuple[Decoder, Tokenizer]:
-    """A checkpoint's model and tokenizer; `dtype` and `device` as on the command line.
+    """The model and tokenizer of a checkpoint, or with no name of the embedded one; `dtype` and `device` as typed.
 
     fits: raises what speaks against it, before the weights are read; its model has none, only their shapes.
     Raises ValueError or OSError that names the file, the key or the flag at fault.
     """
-    folder = find_checkpoint(name)
+    folder = find_checkpoint(name or data.EMBEDDED)
     tokenizer = Tokenizer(folder, template)
     fits(outline(folder), tokenizer)
     model = load(folder, getattr(torch, dtype), pick_device(device))
@@ -206,6 +207,8 @@ def find_checkpoint(folder_or_hub_id: str | Path) -> Path:
         raise FileNotFoundError(f"{folder} is a run, not a checkpoint; did you mean {folder / 'checkpoint'}?")
     if folder.is_dir():
         return folder
+    if folder == data.EMBEDDED:
+        raise FileNotFoundError(f"{folder}: the embedded model is not there; `python -m docs.tiny` makes it again")
     if folder.is_absolute() or name.startswith(".") or name.count("/") > 1:
         raise FileNotFoundError(f"{name}: no such folder; expected one with config.json and *.safetensors, or a hub id")
     from huggingface_hub import errors, snapshot_download  # only here: a folder needs no hub

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import Field, asdict, dataclass, field, fields, replace
@@ -20,7 +21,7 @@ import torch
 
 import data
 from losses import WEIGHTS, gradient_weights, normaliser
-from support.distributed import after_first
+from support.distributed import after_first, alone, world
 from support.graders import GRADERS
 
 DEFAULT_CAP = 2.0
@@ -291,6 +292,12 @@ def settings_of(given: dict) -> Settings:
                 "flag out, or begin another run" + " (--steps may be raised)" * (name == "steps")
             )
     return replace(s, out=given["out"])
+
+
+def command_to_resume(folder: Path) -> str:
+    python = "python" if alone() else f"torchrun --nproc-per-node {world()}"
+    out = subprocess.list2cmdline([str(folder)]) if os.name == "nt" else shlex.quote(str(folder))
+    return f"{python} train.py --out {out} --resume"
 
 
 def read_settings(folder: Path) -> Settings:

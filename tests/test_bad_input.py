@@ -201,7 +201,7 @@ def test_a_completion_longer_than_the_context_is_refused_before_the_run(complain
         ("--problems", "0", "--problems is 0; expected 1 or more"),
         ("--max-new-tokens", "0", "--max-new-tokens is 0; expected 1 or more"),
         ("--batch", "0", "--batch is 0; expected 1 or more"),
-        ("--samples", "-1", "--samples is -1; expected 0 or more"),
+        ("--samples", "-1", "--samples is -1; expected 1 or more"),
         ("--temperature", "0", "--temperature is 0.0; expected 0.01 or more"),
         ("--temperature", "nan", "--temperature"),
         ("--split", "dev", "split 'dev': expected one of"),

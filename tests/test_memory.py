@@ -6,9 +6,10 @@ import torch
 import train
 from cache import KVCache, PromptCache
 from model import Config, Decoder
-from rollout import completion_logprobs, pack
+from rollout import completion_logprobs
 from run import set_up
 from support import lora, memory, pretrained
+from support.batches import pack
 from support.fast import packed
 from support.optimizer import Optimizer
 from support.settings import Settings

@@ -19,8 +19,9 @@ from torch import Tensor
 import losses
 from docs.estimators import every_completion
 from model import Decoder
-from rollout import completion_logprobs, generate, pack
+from rollout import completion_logprobs, generate
 from skip import sample_mask
+from support.batches import pack
 from support.settings import Settings
 
 END, HORIZON, PROMPT = 0, 4, [1, 2]

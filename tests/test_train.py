@@ -22,11 +22,11 @@ import train
 from data import draw_problems
 from losses import WEIGHTS, gradient_weights, group_advantages, log_ratio, normaliser, policy_loss
 from model import Decoder
-from rollout import Rollout, completion_logprobs, generate, pack
+from rollout import Rollout, completion_logprobs, generate
 from run import Run, set_up
 from skip import Bypass, fit_bypass
 from support import log as log_module
-from support.batches import micro_batches
+from support.batches import micro_batches, pack
 from support.log import METRICS, Log
 from support.optimizer import Optimizer
 from support.pretrained import parse_config

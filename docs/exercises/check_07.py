@@ -9,7 +9,8 @@ import data
 import nested
 import skip
 from data import arith
-from rollout import hidden_after, pack, read_prompts
+from rollout import hidden_after, read_prompts
+from support.batches import pack
 from support.pretrained import load_model
 
 FIT, PROBE = 72, 16  # problems to fit on, and others to measure on
