@@ -128,6 +128,13 @@ class Run:
         self.optimizer.consistent = True
         if self.phase == "reinforce" or step % 20 == 0 or step in (1, self.last_step()):
             tqdm.write(line)  # after the boundary: a closed terminal undoes nothing
+        if self.phase == "reinforce" and step == 1:  # SKIP
+            nested.warn_if_far(figures)
+
+    def measure_if_due(self, step: int) -> None:  # SKIP
+        if self.nested.is_due(step):
+            with self.log.phase("measure"):
+                self.nested.measure(step)
 
     def begin_reinforcing(self) -> None:
         """The end of the warm-up is the boundary before the first reinforced step, with fresh moments."""

@@ -20,7 +20,6 @@ from evaluate import (
 )
 from losses import diagnostics, gradient_weights, group_advantages, log_ratio, normaliser, policy_loss, supervised_loss
 from model import Decoder
-from nested import warn_if_far  # SKIP
 from rollout import Rollout, completion_logprobs, generate
 from run import Run, launch
 from support.batches import micro_batches, pack
@@ -40,25 +39,14 @@ def reinforce(run: Run) -> None:
         problems = draw_problems(run.train, s.prompts, step, s.seed)
         prompts = [run.tokenizer.encode_prompt(problem.question) for problem in problems]
         seed = s.seed * 2**32 + step * s.prompts  # of the problems' streams: seed, seed + 1, …
-
-        if run.nested.is_due(step):  # SKIP
-            with log.phase("measure"):  # SKIP
-                run.nested.measure(step)  # SKIP
+        run.measure_if_due(step)  # SKIP: which layers may go, and what they become
         skip = run.nested.mask(step)  # SKIP
 
         with log.phase("sample"):
             rollout = generate(
-                model,
-                prompts,
-                s.samples,
-                s.max_new_tokens,
-                run.tokenizer.eos_ids,
-                s.temperature,
-                seed=seed,
-                skip=skip,  # SKIP
-                bypass=run.nested.bypass,  # SKIP
-                full_prompt=s.prefill == "full",  # SKIP
-            )
+                model, prompts, s.samples, s.max_new_tokens, run.tokenizer.eos_ids, s.temperature, seed=seed,
+                skip=skip, bypass=run.nested.bypass, full_prompt=s.prefill == "full",  # SKIP
+            )  # fmt: skip
         with log.phase("grade"):
             records = grade(run.tokenizer, problems, rollout, run.grader)
         rewards = torch.tensor([[record["reward"] for record in group] for group in records])  # (P, G)
@@ -80,8 +68,6 @@ def reinforce(run: Run) -> None:
                 figures["stepped"] = not run.at_boundary
             samples = groups(step, records, rollout, log_rho, advantages) if run.is_evaluated(step) else []
             run.advance(step, figures, samples)
-        if step == 1:  # SKIP
-            warn_if_far(figures)
         run.between_steps()
 
 

@@ -10,15 +10,17 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import small_model
 from safetensors.torch import load_file
 
 from docs import tiny
 from model import Decoder
+from rollout import Rollout, generate, joined
 from support import distributed
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -341,3 +343,23 @@ def test_work_is_dealt_dearest_first_to_who_has_the_least(monkeypatch):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         parts.append(distributed.deal(items, costs))
     assert parts == [["a", "b"], ["c", "d", "e"]]
+
+
+@pytest.mark.parametrize("n, processes", [(5, 2), (3, 3), (2, 4), (8, 3)])
+def test_parts_of_a_rollout_joined_are_the_rollout(monkeypatch, n, processes):
+    """Shares stand in a row, leave nothing out and nothing twice; there may be more processes than prompts."""
+    whole = generate(small_model(), [[1, 2 + i] for i in range(n)], 3, 12, [0, 12, 20], seed=4)
+    monkeypatch.setattr(distributed, "MESH", ["several"])
+    monkeypatch.setattr(distributed, "world", lambda: processes)
+    parts, sizes = [], []
+    for rank in range(processes):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        mine = distributed.share(n)
+        sizes.append(mine.stop - mine.start)
+        rows = slice(3 * mine.start, 3 * mine.stop)
+        part = Rollout(*(getattr(whole, field.name)[rows] for field in fields(Rollout)))
+        parts.append(part.trimmed() if part.prompts else None)
+    assert sum(sizes) == n and max(sizes) - min(sizes) <= 1
+    again = joined(parts, "cpu")
+    assert again.prompts == whole.prompts
+    assert all(torch.equal(getattr(again, name), x) for name, x in vars(whole).items() if name != "prompts")
