@@ -40,7 +40,7 @@ from model import Decoder
 from rollout import completion_logprobs, generate
 from skip import sample_mask, valid_layers
 from support.batches import micro_batches
-from support.log import complain
+from support.log import report_error
 from support.optimizer import Optimizer
 from support.pretrained import load_model
 from support.settings import Settings, parse_strictly
@@ -92,7 +92,8 @@ class Bench:
     def sample(self, P: int, G: int, case: str, skip=None, ends: bool = True):
         """A rollout of P prompts and G samples; ends=False: every completion takes all of --max-new-tokens."""
         eos = self.tokenizer.eos_ids if ends else []
-        rollout = generate(self.model, self.prompts[:P], G, self.flags.max_new_tokens, eos, skip=skip, full_prompt=True)
+        length = self.flags.max_new_tokens
+        rollout = generate(self.model, self.prompts[:P], G, length, eos, skip=skip, full_prefill=True)
         self.lengths[case].append(rollout.mask.sum().item() / (P * G))
         return rollout
 
@@ -169,7 +170,7 @@ class Bench:
     def decode(self) -> list[dict]:
         """One rollout of 64 rows of fixed length, function by function."""
         places = {
-            "prefill": (rollout_module, "read_prompts"),
+            "prefill": (rollout_module, "prefill"),
             "layers": (model_module.Block, "forward"),
             "attention (of the layers)": (model_module, "attend"),
             "sampling": (rollout_module, "sample"),
@@ -341,7 +342,7 @@ def main(arguments: list[str] | None = None) -> int:
             results[part] = getattr(bench, part)()
             print(f"\n{table(results[part])}", flush=True)
     except (Exception, KeyboardInterrupt) as error:
-        return complain(error, "lower --shapes or --max-new-tokens")
+        return report_error(error, "lower --shapes or --max-new-tokens")
     print(json.dumps(results))
     return 0
 

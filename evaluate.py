@@ -18,10 +18,10 @@ import data
 from model import Decoder
 from reward import verdict
 from rollout import Rollout, generate
-from support.distributed import by_first, first_alone, from_first, join, leave, silent, world
+from support.distributed import from_rank_0, join, leave, no_bar, on_rank_0, rank_0_first, world_size
 from support.graders import Grader, by_rules, make_grader
-from support.log import complain, naming
-from support.pretrained import check_room, load_model
+from support.log import path_in_errors, report_error
+from support.pretrained import check_context, load_model
 from support.settings import Settings, add_flags, parse_strictly
 from support.tokenizer import Tokenizer
 
@@ -45,10 +45,10 @@ def grade(
         for row, problem in enumerate(problem for problem in problems for _ in range(G)):
             text, ended = tokenizer.decode(rollout.completion(row)), bool(rollout.ended[row])
             asked, said = {"question": problem.question, "answer": problem.answer}, {"completion": text, "ended": ended}
-            records.append(asked | said | verdict(text, ended, lambda text, problem=problem: grader(text, problem)))
+            records.append(asked | said | verdict(text, ended, ended and grader(text, problem)))
         return [records[start : start + G] for start in range(0, len(records), G)]
 
-    return from_first(grade_all)
+    return from_rank_0(grade_all)
 
 
 def evaluate(
@@ -61,27 +61,20 @@ def evaluate(
     batch: int = 64,
     seed: int = 0,
     grader: Grader = by_rules,
-    what: str = "evaluating",
+    label: str = "evaluating",
 ) -> list[list[dict]]:
     """`grade`'s records of all problems with the whole model, in the order of the problems.
 
-    temperature 0: greedy, one sample.  batch: completions at a time; similar prompts go together.  what: names the bar.
+    temperature 0: greedy, one sample.  batch: completions at a time; similar prompts go together.  label: of the bar.
     """
     prompts = [tokenizer.encode_prompt(problem.question) for problem in problems]
     order = sorted(range(len(problems)), key=lambda i: len(prompts[i]))
-    size = max(1, batch // n_samples) * world()
+    size = max(1, batch // n_samples) * world_size()
     records = [[] for _ in problems]
-    for start in tqdm(range(0, len(order), size), desc=what, leave=False, disable=silent()):
+    for start in tqdm(range(0, len(order), size), desc=label, leave=False, disable=no_bar()):
         chosen = order[start : start + size]
-        rollout = generate(
-            model,
-            [prompts[i] for i in chosen],
-            n_samples,
-            max_new_tokens,
-            tokenizer.eos_ids,
-            temperature=temperature,
-            seed=[seed + i for i in chosen],
-        )
+        some, seeds = [prompts[i] for i in chosen], [seed + i for i in chosen]
+        rollout = generate(model, some, n_samples, max_new_tokens, tokenizer.eos_ids, temperature, seed=seeds)
         for i, record in zip(chosen, grade(tokenizer, [problems[i] for i in chosen], rollout, grader), strict=True):
             records[i] = record
     return records
@@ -108,9 +101,9 @@ def evaluate_splits(
     modes = [(split, mode) for split in splits for mode in ("greedy", "sampled")]
     for i, (split, mode) in enumerate(modes, start=1):
         temperature = s.temperature if mode == "sampled" else 0.0
-        batch, what = s.prompts * s.samples, f"evaluating {split}, {mode} ({i} of {len(modes)})"
+        batch, label = s.prompts * s.samples, f"evaluating {split}, {mode} ({i} of {len(modes)})"
         some = evaluate(
-            model, tokenizer, splits[split], s.max_new_tokens, 1, temperature, batch, grader=grader, what=what
+            model, tokenizer, splits[split], s.max_new_tokens, 1, temperature, batch, grader=grader, label=label
         )
         key = f"{split}_accuracy" + "_sampled" * (mode == "sampled")
         figures[key], figures[f"{key}_se"] = accuracy(some)
@@ -165,34 +158,34 @@ def main(arguments: list[str] | None = None) -> int:
         if "temperature" in given and n_samples is None:
             raise ValueError("--temperature is of samples; give their number too (--samples)")
         device = join(s.device)
-        with first_alone():
+        with rank_0_first():
             problems = data.load(s.dataset, split, s.data_dir or None)
         if data.is_file(s.dataset) and split != "all":
             found, n = f"the {split} split of {s.dataset} has {len(problems)}", len(data.load(s.dataset, "all"))
-            by_first(lambda: print(f"{found} of its {n} problems; --split all takes all", file=sys.stderr))
+            on_rank_0(lambda: print(f"{found} of its {n} problems; --split all takes all", file=sys.stderr))
         problems = problems[:n_problems]
         grader = make_grader(s.grader)
-        with first_alone():
+        with rank_0_first():
             model, tokenizer = load_model(s.model, s.dtype, device, s.prompt_template or None)
-        check_room(model, tokenizer, [problem.question for problem in problems], s.max_new_tokens)
+        check_context(model, tokenizer, [problem.question for problem in problems], s.max_new_tokens)
         out = Path(os.path.expanduser(out))
         if data.is_file(s.dataset) and out.resolve() == Path(os.path.expanduser(s.dataset)).resolve():
             raise ValueError(f"--out {out} is the data set itself; name another file")
-        by_first(lambda: out.open("a").close())  # what cannot be written to should say so before the work
+        on_rank_0(lambda: out.open("a").close())  # what cannot be written to should say so before the work
         temperature = s.temperature if n_samples else 0.0
         records = evaluate(
             model, tokenizer, problems, s.max_new_tokens, n_samples or 1, temperature, batch, s.seed, grader
         )
         lines = (json.dumps(record) + "\n" for samples in records for record in samples)
         try:
-            with naming(out):
-                by_first(lambda: out.write_text("".join(lines), encoding="utf-8"))
+            with path_in_errors(out):
+                on_rank_0(lambda: out.write_text("".join(lines), encoding="utf-8"))
         finally:  # a full disk does not cost the accuracy, nor a closed pipe the texts
             kind = f"{n_samples} samples a problem at temperature {temperature:g}" if n_samples else "greedy"
             summarise(f"{s.dataset} {split}, {len(records)} problems, {kind}", n_samples or 1, records)
         print(f"texts in {out}")
     except (Exception, KeyboardInterrupt) as error:
-        return complain(error, "lower --batch, --samples or --max-new-tokens")
+        return report_error(error, "lower --batch, --samples or --max-new-tokens")
     leave()
     return 0
 

@@ -30,11 +30,11 @@ import data
 from evaluate import grade
 from losses import WEIGHTS, gradient_weights, group_advantages
 from nested import NestedModels
-from rollout import completion_hidden, generate, log_softmax
+from rollout import completion_hidden, generate, log_softmax, prefill
 from support import lora
 from support.graders import make_grader
-from support.log import complain, read
-from support.pretrained import check_room, find_checkpoint, load_model
+from support.log import read, report_error
+from support.pretrained import check_context, find_checkpoint, load_model
 from support.settings import Settings, add_flags, flag, parse_strictly, read_settings, with_whole_paths
 from support.tokenizer import Tokenizer
 
@@ -120,12 +120,12 @@ def sampled(s: Settings, split: str, number: int, step: int) -> Group:
     model, tokenizer = load_model(s.model, s.dtype, s.device, s.prompt_template or None)
     if s.adapter:
         lora.load(model, Path(s.adapter))
-    check_room(model, tokenizer, [problem.question], s.max_new_tokens)
+    check_context(model, tokenizer, [problem.question], s.max_new_tokens)
     nested = NestedModels(model, tokenizer, learnt, s)
     if nested.is_due(step):
         with contextlib.redirect_stdout(sys.stderr):  # the table of layers
             nested.measure(step)
-    skip, prompt = nested.mask(step), tokenizer.encode_prompt(problem.question)
+    skip, prompt = nested.skip_mask(step), tokenizer.encode_prompt(problem.question)
     rollout = generate(
         model,
         [prompt],
@@ -144,7 +144,8 @@ def sampled(s: Settings, split: str, number: int, step: int) -> Group:
     for row, record in enumerate(records):
         tokens, mask = rollout.tokens[row : row + 1], rollout.mask[row : row + 1]
         ids, log_eta = tokens[mask], rollout.logprobs[row : row + 1][mask].cpu()  # (T,)
-        log_pi = log_softmax(model.lm_head(completion_hidden(model, [prompt], tokens, mask)), s.temperature)  # (T, V)
+        states = completion_hidden(model, prefill(model, [prompt]), tokens, mask)  # (T, C)
+        log_pi = log_softmax(model.lm_head(states), s.temperature)  # (T, V)
         best = log_pi.max(dim=-1)
         wanted = [
             (tokenizer.decode([i]), p) for i, p in zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
@@ -397,7 +398,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             print(terminal(group, chosen, max(80, shutil.get_terminal_size().columns), has_colours()))
     except (Exception, KeyboardInterrupt) as error:
-        return complain(error, "lower --samples or --max-new-tokens")
+        return report_error(error, "lower --samples or --max-new-tokens")
     return 0
 
 

@@ -94,8 +94,8 @@ class Decoder(nn.Module):
         bypass: what a skipped block adds to its input (a `skip.Bypass`); None: nothing, it is the identity.
         Raises ValueError for a mask of another length, or other than the cache's.
         """
-        skip = self.skip_mask(skip)  # SKIP
-        if cache is not None and self.skip_mask(cache.skip) != skip:  # SKIP
+        skip = self.skip_bools(skip)  # SKIP
+        if cache is not None and self.skip_bools(cache.skip) != skip:  # SKIP
             raise ValueError(f"the cache was made for the skip mask {cache.skip}; forward was given {skip}")  # SKIP
 
         if cache is not None:
@@ -116,7 +116,7 @@ class Decoder(nn.Module):
             cache.length += tokens.shape[1]
         return self.model.norm(x)
 
-    def skip_mask(self, skip) -> tuple[bool, ...]:  # SKIP
+    def skip_bools(self, skip) -> tuple[bool, ...]:  # SKIP
         """L bools of a skip mask that may be None, which skips nothing."""
         L = self.config.num_hidden_layers
         if skip is not None and len(skip) != L:

@@ -28,11 +28,11 @@ from tqdm import tqdm
 
 from data import Problem, draw_problems
 from model import Decoder
-from rollout import generate, hidden_after, log_softmax, read_prompts
+from rollout import completion_hidden, generate, log_softmax, prefill
 from skip import Bypass, fit_bypass, parse_valid_layers, sample_mask
 from support import lora
-from support.batches import pack
-from support.distributed import by_first, from_first, silent, spread
+from support.batches import pad_right
+from support.distributed import broadcast, from_rank_0, no_bar, on_rank_0
 from support.fast import LOGITS
 from support.pretrained import digest, find_checkpoint, write_safetensors
 from support.settings import Settings
@@ -40,10 +40,10 @@ from support.tokenizer import Tokenizer
 
 PROBE = 8  # problems that the layers are measured on
 FIT = 128  # other problems, that a bypass is fitted on
-LOOK = 64  # tokens of each completion that layers are measured on, at most
-MASKS = 10  # different ones that a measured set of valid layers allows, at least
-KEPT = 0.5  # layers that alone keep less of the acceptance are skipped only if so many are asked for
-FAR = 0.05  # sequence acceptance of the first batch below which a warning is due
+MEASURED_TOKENS = 64  # of each completion, at most
+LEAST_MASKS = 10  # there are at least so many valid layers that they allow this many masks
+LEAST_ALONE = 0.5  # a layer may go if this acceptance is left without it; others only if so many are asked for
+TOO_FAR = 0.05  # sequence acceptance of the first batch below which a warning is due
 
 
 class NestedModels:
@@ -68,7 +68,7 @@ class NestedModels:
         """What a skipped layer becomes; None: the identity."""
         return self.measured.bypass if self.measured else None
 
-    def mask(self, step: int) -> tuple[bool, ...]:
+    def skip_mask(self, step: int) -> tuple[bool, ...]:
         """D3: the mask of a step, a function of seed and step."""
         valid = self.valid or []
         if self.measured and self.measured.order:
@@ -96,13 +96,13 @@ class NestedModels:
         if step == 1:
             tqdm.write(f"measuring nested models on {n} problems: which layers may go (bypass: {s.bypass})")
         facts = s.max_new_tokens, self.tokenizer.eos_ids, s.temperature, s.bypass, s.prefill, self.valid, self.n_skipped
-        of = stamp(lora.merged(self.model), prompts, *facts) if cached else ""
-        found = from_first(lambda: read_cached(cached, self.model))
+        of = from_rank_0(lambda: fingerprint(lora.merged(self.model), prompts, *facts) if cached else "")
+        found = from_rank_0(lambda: read_cached(cached, self.model))
         if found and found.of == of:
             self.measured = replace(found.to(self.model.device), step=step)
         else:
             self.measured = Measurement(self.last_due(step), *self.fit_and_order(prompts), of)
-            by_first(lambda: write_cached(cached, self.measured))
+            on_rank_0(lambda: write_cached(cached, self.measured))
         if self.measured.order:
             tqdm.write(self.measured.order.table(self.n_skipped))
 
@@ -112,28 +112,28 @@ class NestedModels:
         order the layers, the last FIT fit the bypass; where there are too few, some do both."""
         s, model = self.settings, self.model
         completions = own_completions(
-            model, prompts, min(s.max_new_tokens, LOOK), self.tokenizer.eos_ids, s.temperature
+            model, prompts, min(s.max_new_tokens, MEASURED_TOKENS), self.tokenizer.eos_ids, s.temperature
         )
-        full_prompt = s.prefill == "full"
-        bypass = fit_on_completions(model, s.bypass, prompts[-FIT:], completions[-FIT:], full_prompt)
+        full_prefill = s.prefill == "full"
+        bypass = fit_on_completions(model, s.bypass, prompts[-FIT:], completions[-FIT:], full_prefill)
         for tensor in vars(bypass).values() if bypass else ():
-            spread(tensor)
+            broadcast(tensor)
         if self.valid is not None:
             return bypass, None
-        accepted = acceptance(model, prompts[:PROBE], completions[:PROBE], bypass, full_prompt, s.temperature)
-        with tqdm(desc="measuring nested models", unit=" masks", leave=False, disable=silent()) as bar:
+        accepted = acceptance_of_masks(model, prompts[:PROBE], completions[:PROBE], bypass, full_prefill, s.temperature)
+        with tqdm(desc="measuring nested models", unit=" masks", leave=False, disable=no_bar()) as bar:
 
             def counted(skip: tuple[bool, ...]) -> float:
                 bar.update()
                 return accepted(skip)
 
             order = order_layers(counted, self.n_layers)
-        return bypass, from_first(lambda: order)
+        return bypass, from_rank_0(lambda: order)
 
 
-def warn_if_far(figures: dict) -> None:
+def warn_if_too_far(figures: dict) -> None:
     """Says that the first batch of a run is too far off to learn from."""
-    if figures["skipped_layers"] and figures["sequence_acceptance"] < FAR:
+    if figures["skipped_layers"] and figures["sequence_acceptance"] < TOO_FAR:
         warnings.warn(
             f"the full model would accept {figures['sequence_acceptance']:.0%} of the completions sampled without "
             f"{len(figures['skipped_layers'])} layers: too little to learn from; skip less (--skip-ratio)",
@@ -164,36 +164,36 @@ def overlap(x: Tensor, y: Tensor, weight: Tensor, temperature: float = 1.0) -> f
 
 
 def fit_on_completions(
-    model: Decoder, kind: str, prompts: list[list[int]], completions: list[list[int]], full_prompt: bool
+    model: Decoder, kind: str, prompts: list[list[int]], completions: list[list[int]], full_prefill: bool
 ) -> Bypass | None:
     """The bypass that --bypass names, fitted on these sequences of token ids, or on the completions in them where the
     full model reads the prompts; None for the identity."""
     if kind == "identity":
         return None
     sequences = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
-    tokens, mask = pack(sequences, model.device)
-    if full_prompt:
+    tokens, mask = pad_right(sequences, model.device)
+    if full_prefill:
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
         mask &= torch.arange(mask.shape[1], device=model.device) >= lengths[:, None]
     return fit_bypass(model, tokens, mask, rank=model.config.hidden_size // 4 if kind == "linear" else 0)
 
 
-def acceptance(
+def acceptance_of_masks(
     model: Decoder,
     prompts: list[list[int]],
     completions: list[list[int]],
     bypass: Bypass | None,
-    full_prompt: bool,
+    full_prefill: bool,
     temperature: float,
 ) -> Callable[[tuple[bool, ...]], float]:
     """Maps a mask to the acceptance of the nested model, on given completions."""
-    tokens, mask = pack(completions, model.device)
-    by_full = read_prompts(model, prompts)
-    full = hidden_after(model, by_full, tokens, mask)
+    tokens, mask = pad_right(completions, model.device)
+    by_full = prefill(model, prompts)
+    full = completion_hidden(model, by_full, tokens, mask)
 
     def of_mask(skip: tuple[bool, ...]) -> float:
-        read = by_full if full_prompt else read_prompts(model, prompts, skip, bypass)
-        nested = hidden_after(model, read, tokens, mask, skip, bypass)
+        read = by_full if full_prefill else prefill(model, prompts, skip, bypass)
+        nested = completion_hidden(model, read, tokens, mask, skip, bypass)
         return overlap(full, nested, model.lm_head.weight, temperature)
 
     return of_mask
@@ -215,15 +215,15 @@ class LayerOrder:
     together: list[float]
 
     def valid_layers(self, n_skipped: int) -> list[int]:
-        """D2 by measurement: the shortest beginning of `order` with MASKS masks or more, or all that may go."""
+        """D2 by measurement: the shortest beginning of `order` with LEAST_MASKS masks or more, or all that may go."""
         most = max(n_skipped, self.most)
-        n = next((n for n in range(n_skipped, most) if math.comb(n, n_skipped) >= MASKS), most)
+        n = next((n for n in range(n_skipped, most) if math.comb(n, n_skipped) >= LEAST_MASKS), most)
         return sorted(self.order[:n])
 
     @property
     def most(self) -> int:
-        """How many layers keep KEPT of the acceptance when skipped alone; more are skipped only if asked for."""
-        return sum(kept >= KEPT for kept in self.alone)
+        """How many layers keep LEAST_ALONE of the acceptance when skipped alone; more are skipped only if asked for."""
+        return sum(kept >= LEAST_ALONE for kept in self.alone)
 
     def table(self, n_skipped: int) -> str:
         """The valid layers for n_skipped, in the order in which they can be left out, 12 a line, and how to read it."""
@@ -287,7 +287,7 @@ class Measurement:
         return replace(self, bypass=self.bypass and self.bypass.to(device))
 
 
-def stamp(model: Decoder, *facts) -> str:
+def fingerprint(model: Decoder, *facts) -> str:
     """SHA-256 of all that a measurement depends on: weights, dtype, and the facts given (prompts, settings)."""
     return digest(model.parameters(), *facts, str(model.dtype))
 
@@ -331,7 +331,7 @@ def read_cached(path: Path | None, model: Decoder) -> Measurement | None:
     try:
         found = read(path, model) if path else None
         return found and found.to("cpu")
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         warnings.warn(f"{error}; measured again", stacklevel=1)
         return None
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from support.log import complain, read
+from support.log import read, report_error
 from support.pictures import ACCURACY_NAMES, PARTS, draw, means, overlay
 from support.settings import Settings, parse_strictly, read_settings, words
 
@@ -273,7 +273,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             print_report(folders[0])
     except (ValueError, OSError) as error:
-        return complain(error)
+        return report_error(error)
     return 0
 
 

@@ -10,7 +10,6 @@ gradient sees. A completion without an end token is not correct and earns 0, wha
 """
 
 import re
-from collections.abc import Callable
 
 from answers import MAX_CHARACTERS, canonical, plain, unnamed
 
@@ -30,9 +29,9 @@ def reward(completion: str, correct: bool) -> float:
     return float(correct)
 
 
-def verdict(completion: str, ended: bool, is_right: Callable[[str], bool]) -> dict:
-    """Whether a completion is correct, and what it earns.  ended: with an end token.  is_right: judges its text."""
-    correct = ended and is_right(completion)
+def verdict(completion: str, ended: bool, right: bool) -> dict:
+    """Whether a completion is correct, and what it earns.  ended: with an end token.  right: its answer."""
+    correct = ended and right
     return {"correct": correct, "reward": float(ended and reward(completion, correct))}
 
 

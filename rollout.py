@@ -25,12 +25,12 @@ from torch import Tensor
 from cache import CompletionCache, KVCache, PromptCache
 from model import Decoder
 from support.batches import distinct, pad_left
-from support.distributed import alone, everyone, share
+from support.distributed import all_gather, share, single_process
 from support.fast import CapturedStep, TokenLogprobs, packed
 
-BLOCK = 256  # tokens of the vocabulary that sampling sums up first
-PATIENCE = {"cpu": 1}  # tokens after which a device is asked which rows have ended; others: 8, for they wait then
-CAPTURED = {"cuda"}  # devices on which a decode step is captured; rows leave when half of them have ended there
+VOCABULARY_BLOCK = 256  # tokens of the vocabulary that sampling sums up first
+CHECK_EVERY = {"cpu": 1}  # tokens between two looks at which rows have ended; on other devices 8, for a look waits
+CUDA_GRAPHS = {"cuda"}  # devices on which a decode step is captured; rows leave when half of them have ended there
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,14 @@ def generate(
     skip=None,
     seed: int | list[int] = 0,
     bypass=None,
-    full_prompt: bool = False,
+    full_prefill: bool = False,
 ) -> Rollout:
     """Samples n_samples completions of each prompt, under one skip mask, until an end token or max_new_tokens.
 
     temperature: τ; 0 takes the most probable token, with log-probability 0 (a point mass).
     skip: L bools (D3).  bypass: what skipped blocks become (a `skip.Bypass`), None for the identity.
-    full_prompt: the full model reads the prompts, and the nested one goes on from its keys and values; else the mask is
-        the same for prompts and completions.
+    full_prefill: the full model reads the prompts, and the nested one goes on from its keys and values; else prompts
+        and completions have the same mask.
     seed: an int, or P ints; sample g of prompt p draws from the stream (seed[p], g), and an int s stands for s, s+1, …
         A completion depends on its prompt and its stream, not on the rest of the batch.
     Of several processes each samples a share of the prompts, and all have the whole Rollout.
@@ -85,8 +85,8 @@ def generate(
     mine, part = share(len(prompts)), None  # all, on one process; None where there are more processes than prompts
     if prompts[mine]:
         uniforms = uniforms[mine.start * n_samples : mine.stop * n_samples]
-        part = sample_rows(model, prompts[mine], uniforms, eos_ids, temperature, skip, bypass, full_prompt)
-    return part if alone() else joined(everyone(part and part.on_cpu()), model.device)
+        part = sample_rows(model, prompts[mine], uniforms, eos_ids, temperature, skip, bypass, full_prefill)
+    return part if single_process() else joined(all_gather(part and part.on_cpu()), model.device)
 
 
 def joined(parts: list[Rollout | None], device) -> Rollout:
@@ -109,7 +109,7 @@ def sample_rows(
     temperature: float,
     skip,
     bypass,
-    full_prompt: bool,
+    full_prefill: bool,
 ) -> Rollout:
     """`generate` on this process, from the numbers of its streams (N, T)."""
     N, T = uniforms.shape
@@ -118,16 +118,16 @@ def sample_rows(
     rollout = empty_rollout(model, prompts, N // len(prompts), T)
 
     model = packed(model, N)
-    read = read_prompts(model, rollout.prompts, *((None, None) if full_prompt else (skip, bypass)))
-    logits = model.lm_head(read.ends)[read.of_row]  # (N, V)
+    read = prefill(model, rollout.prompts, skip, bypass, full_prefill)
+    logits = model.lm_head(read.last_hidden)[read.prompt_of_row]  # (N, V)
     if not logits.isfinite().all():
         raise FloatingPointError("the model's logits are not finite")
-    cache = KVCache(read.cache, read.of_row, read.cache.length + T - 1, skip)
+    cache = KVCache(read.cache, read.prompt_of_row, read.cache.length + T - 1, skip)
     if device.type != "mps":  # which has no float64
         uniforms = uniforms.to(device)
     rows = torch.arange(N, device=device)  # which completion each row of the shrinking batch is
-    patience = PATIENCE.get(device.type, 8)
-    captures, step = device.type in CAPTURED and alone(), None
+    patience = CHECK_EVERY.get(device.type, 8)
+    captures, step = device.type in CUDA_GRAPHS and single_process(), None
     for t in range(T):
         token, logprob = sample(logits, uniforms[rows.to(uniforms.device), t], temperature)  # (n,) each
         going = ~rollout.ended[rows]
@@ -153,14 +153,14 @@ def sample_rows(
 @torch.no_grad()
 def generate_naive(
     model, prompts, n_samples, max_new_tokens, eos_ids, temperature=1.0, skip=None, seed=0, bypass=None,
-    full_prompt=False,
+    full_prefill=False,
 ) -> Rollout:  # fmt: skip
     """The specification of `generate`: each row alone, its whole sequence through the model again for every token."""
     uniforms = uniform_streams(model, prompts, n_samples, max_new_tokens, seed)
     rollout = empty_rollout(model, prompts, n_samples, max_new_tokens)
     for row, prompt in enumerate(rollout.prompts):
         for t in range(max_new_tokens):
-            logits = logits_naive(model, prompt, rollout.tokens[row, :t], skip, bypass, full_prompt)[-1:]
+            logits = logits_naive(model, prompt, rollout.tokens[row, :t], skip, bypass, full_prefill)[-1:]
             token, logprob = sample(logits, uniforms[row, t : t + 1], temperature)
             rollout.tokens[row, t], rollout.logprobs[row, t], rollout.mask[row, t] = token, logprob, True
             if token.item() in eos_ids:
@@ -169,11 +169,11 @@ def generate_naive(
     return rollout.trimmed()
 
 
-def logits_naive(model: Decoder, prompt: list[int], completion: Tensor, skip, bypass, full_prompt: bool) -> Tensor:
+def logits_naive(model: Decoder, prompt: list[int], completion: Tensor, skip, bypass, full_prefill: bool) -> Tensor:
     """(T + 1, V): what the T tokens of a completion, and the next one, are sampled from. Where the full model reads the
     prompt, it predicts the first of them."""
     prompt_tokens, completion = torch.tensor([prompt], device=completion.device), completion[None]
-    if not full_prompt:
+    if not full_prefill:
         return model(torch.cat((prompt_tokens, completion), dim=1), None, skip, bypass)[0, len(prompt) - 1 :]
     cache = PromptCache()
     first = model(prompt_tokens, cache)[:, -1:]
@@ -191,69 +191,58 @@ def completion_logprobs(
     temperature: float = 1.0,
     skip=None,
     bypass=None,
-    full_prompt: bool = False,
+    full_prefill: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """log π of given completions, differentiable, and π's entropy at each token, detached.
 
     prompts: n lists; tokens, mask: (n, T) as in `Rollout` -> (n, T) each, 0 outside the mask.
     """
-    states = completion_hidden(model, prompts, tokens, mask, skip, bypass, full_prompt)
+    read = prefill(model, prompts, skip, bypass, full_prefill)
+    states = completion_hidden(model, read, tokens, mask, skip, bypass)  # (m, C)
     logprobs, entropy = TokenLogprobs.apply(states, model.lm_head.weight, tokens[mask], temperature)  # (m,)
     zeros = torch.zeros(mask.shape, dtype=logprobs.dtype, device=logprobs.device)
     return zeros.masked_scatter(mask, logprobs), zeros.masked_scatter(mask, entropy)
 
 
-def completion_hidden(
-    model: Decoder,
-    prompts: list[list[int]],
-    tokens: Tensor,
-    mask: Tensor,
-    skip=None,
-    bypass=None,
-    full_prompt: bool = False,
-) -> Tensor:
-    """The states (m, C) that the m completion tokens are predicted from; n prompts, tokens and mask (n, T).
-
-    Rows with the same prompt share one pass over it; gradients flow back through its keys and values.
-    """
-    read = read_prompts(model, prompts, *((None, None) if full_prompt else (skip, bypass)))
-    return hidden_after(model, read, tokens, mask, skip, bypass)
-
-
-class ReadPrompts(NamedTuple):
+class Prefilled(NamedTuple):
     """The different ones among n prompts, P of them, after a pass over them."""
 
     cache: PromptCache
-    ends: Tensor  # (P, C): the states that the first tokens of completions are predicted from
-    of_row: Tensor  # (n,): which of them each row has
+    last_hidden: Tensor  # (P, C): the states that the first tokens of completions are predicted from
+    prompt_of_row: Tensor  # (n,): which of them each row has
 
 
-def read_prompts(model: Decoder, prompts: list[list[int]], skip=None, bypass=None) -> ReadPrompts:
-    """Reads n prompts, each different one once."""
+def prefill(model: Decoder, prompts: list[list[int]], skip=None, bypass=None, full_prefill: bool = False) -> Prefilled:
+    """Reads n prompts, each different one once; rows with the same prompt share its pass."""
+    if full_prefill:
+        skip = bypass = None
     different, numbers = distinct(prompts)
     tokens, padding = pad_left(different, model.device)
     cache = PromptCache(skip, padding)
-    ends = model.hidden(tokens, cache, skip, bypass)[:, -1]
-    return ReadPrompts(cache, ends, torch.tensor(numbers, device=model.device))
+    last_hidden = model.hidden(tokens, cache, skip, bypass)[:, -1]
+    return Prefilled(cache, last_hidden, torch.tensor(numbers, device=model.device))
 
 
-def hidden_after(model: Decoder, read: ReadPrompts, tokens: Tensor, mask: Tensor, skip=None, bypass=None) -> Tensor:
-    """`completion_hidden` of prompts that have been read."""
+def completion_hidden(model: Decoder, read: Prefilled, tokens: Tensor, mask: Tensor, skip=None, bypass=None) -> Tensor:
+    """The states (m, C) that the m tokens of completions are predicted from; tokens and mask (n, T).
+
+    Gradients flow back through the keys and values of the prompts too.
+    """
     tokens, width = tokens.where(mask, 0), int(mask.any(dim=0).sum())
-    x = read.ends[read.of_row][:, None]  # (n, 1, C): what follows is the first token
+    x = read.last_hidden[read.prompt_of_row][:, None]  # (n, 1, C): what follows is the first token
     if width > 1:
-        cache = CompletionCache(read.cache, read.of_row, skip)
+        cache = CompletionCache(read.cache, read.prompt_of_row, skip)
         x = torch.cat((x, model.hidden(tokens[:, : width - 1], cache, skip, bypass)), dim=1)  # (n, width, C)
     return x[mask[:, :width]]
 
 
 def completion_logprobs_naive(
-    model, prompts, tokens, mask, temperature=1.0, skip=None, bypass=None, full_prompt=False
+    model, prompts, tokens, mask, temperature=1.0, skip=None, bypass=None, full_prefill=False
 ) -> tuple[Tensor, Tensor]:
     """The specification of `completion_logprobs`: each row alone."""
     logprobs, entropies = [], []
     for prompt, completion in zip(prompts, (row[kept] for row, kept in zip(tokens, mask, strict=True)), strict=True):
-        logits = logits_naive(model, prompt, completion[:-1], skip, bypass, full_prompt)
+        logits = logits_naive(model, prompt, completion[:-1], skip, bypass, full_prefill)
         every = log_softmax(logits, temperature)  # (T, V)
         logprobs.append(every.gather(1, completion[:, None])[:, 0])
         entropies.append(-(every.exp() * every).sum(dim=-1).detach())
@@ -315,10 +304,10 @@ def sample(logits: Tensor, u: Tensor, temperature: float) -> tuple[Tensor, Tenso
     probabilities = F.softmax(logits if temperature == 1 else logits.to(exact) / temperature, dim=-1, dtype=exact)
     place = probabilities.cpu() if probabilities.device.type == "mps" else probabilities  # MPS has no float64
     V = place.shape[1]
-    blocks = F.pad(place, (0, -V % BLOCK)).unflatten(1, (-1, BLOCK))  # (n, V/BLOCK, BLOCK)
+    blocks = F.pad(place, (0, -V % VOCABULARY_BLOCK)).unflatten(1, (-1, VOCABULARY_BLOCK))  # (n, blocks, tokens)
     block, u = invert(blocks.sum(dim=-1), u.to(place.device))
     within, _ = invert(blocks[torch.arange(len(u), device=u.device), block], u)
-    token = (block * BLOCK + within).clamp(max=V - 1).to(logits.device)  # (n,)
+    token = (block * VOCABULARY_BLOCK + within).clamp(max=V - 1).to(logits.device)  # (n,)
     return token, probabilities.gather(1, token[:, None])[:, 0].log()
 
 

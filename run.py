@@ -28,18 +28,18 @@ from evaluate import evaluate_splits
 from model import Decoder
 from report import print_report
 from support import checkpoint, distributed, lora
-from support.distributed import alone, anyone, from_first
+from support.distributed import anyone, from_rank_0, single_process
 from support.graders import make_grader
-from support.log import Log, complain, examples, out_of_memory, read
+from support.log import Log, examples, out_of_memory, read, report_error
 from support.memory import advice
 from support.memory import check as check_memory
 from support.optimizer import Optimizer
-from support.pretrained import check_room, load_model, pick_device
+from support.pretrained import check_context, load_model, load_outline, pick_device
 from support.settings import Settings, command_to_resume, parse, settings_of, write_settings
 from support.signals import raise_together, terminable, uninterrupted
 from support.tokenizer import Tokenizer
 
-OFTEN = 600  # seconds between checkpoints at most
+SAVE_SECONDS = 600  # between checkpoints, at most
 FORMAT = 5  # of a checkpoint's state
 
 
@@ -48,16 +48,16 @@ class Run:
     """What a run works with, and how far it has come.
 
     It moves from boundary to boundary. Boundary k is the moment after step k's updates, counters and line of
-    metrics.jsonl, which happen together or not at all (`advance`); boundary 0 stands before the first step.
+    metrics.jsonl, which happen together or not at all (`record_step`); boundary 0 stands before the first step.
     """
 
     settings: Settings
     model: Decoder
     tokenizer: Tokenizer
     train: list[data.Problem]
-    tests: dict[str, list[data.Problem]]  # by split: test, and arith's wordings; or valid
+    test_splits: dict[str, list[data.Problem]]  # test, and arith's wordings; or valid
     log: Log
-    memory: str = ""  # what it will need
+    memory_report: str = ""  # what it will need
 
     def __post_init__(self):
         s = self.settings
@@ -82,12 +82,12 @@ class Run:
         s = self.settings
         sizes = [(parameter.numel() / 1e6, parameter.requires_grad) for parameter in self.model.parameters()]
         learn = f"; {sum(n for n, learns in sizes if learns):,.4g} million of rank {s.lora_rank} learn"
-        tests = "".join(f", {split} {len(problems):,}" for split, problems in self.tests.items())
+        tests = "".join(f", {split} {len(problems):,}" for split, problems in self.test_splits.items())
         lines = {
             "model": f"{s.model or 'embedded'}, {sum(n for n, _ in sizes):,.4g} million weights, "
             f"{self.model.config.num_hidden_layers} layers{learn * bool(s.lora_rank)}",
             "machine": f"{self.model.device}, {s.dtype}, threads: {torch.get_num_threads()}",
-            "memory": self.memory,
+            "memory": self.memory_report,
             "data": f"{s.dataset}, train {len(self.train):,}{tests} problems",
             "steps": f"{s.steps} of {s.prompts} × {s.samples} completions, gradient {s.gradient}, seed {s.seed}",
             "writes to": f"{self.log.folder}",
@@ -104,7 +104,7 @@ class Run:
 
     def steps_to_go(self) -> Iterable[int]:
         """The steps of this phase that are still to be taken."""
-        last, bar = self.last_step(), {"desc": self.phase, "leave": False, "disable": distributed.silent()}
+        last, bar = self.last_step(), {"desc": self.phase, "leave": False, "disable": distributed.no_bar()}
         return tqdm(range(self.step + 1, last + 1), initial=self.step, total=last, **bar)
 
     def last_step(self) -> int:
@@ -120,7 +120,7 @@ class Run:
         for the boundary from then on."""
         return uninterrupted(unless=lambda: self.at_boundary)
 
-    def advance(self, step: int, figures: dict, samples: list[dict]) -> None:
+    def record_step(self, step: int, figures: dict, samples: list[dict]) -> None:
         """Completes a step: counts it and writes its line of metrics. To be called in `completing_step`."""
         self.optimizer.consistent = False
         self.step = step
@@ -129,7 +129,7 @@ class Run:
         if self.phase == "reinforce" or step % 20 == 0 or step in (1, self.last_step()):
             tqdm.write(line)  # after the boundary: a closed terminal undoes nothing
         if self.phase == "reinforce" and step == 1:  # SKIP
-            nested.warn_if_far(figures)
+            nested.warn_if_too_far(figures)
 
     def measure_if_due(self, step: int) -> None:  # SKIP
         if self.nested.is_due(step):
@@ -145,7 +145,7 @@ class Run:
     def between_steps(self) -> None:
         """What is due at a boundary: an evaluation of the full model, with a line of its own, and a checkpoint."""
         raise_together()
-        if anyone(time.monotonic() - self.saved_at > OFTEN):  # before an evaluation, which may take long
+        if anyone(time.monotonic() - self.saved_at > SAVE_SECONDS):  # before an evaluation, which may take long
             self.save()
         if self.phase == "reinforce" and self.is_evaluated(self.step) and self.log.last != ("evaluate", self.step):
             self.evaluate()
@@ -156,7 +156,7 @@ class Run:
         s, step = self.settings, self.step
         everywhere = step in (0, s.steps)  # on arith's wordings as well
         splits = {
-            name: some[: s.eval_problems] for name, some in self.tests.items() if everywhere or name != "wordings"
+            name: some[: s.eval_problems] for name, some in self.test_splits.items() if everywhere or name != "wordings"
         }
         if step == 0:
             tqdm.write(f"evaluating before the first step, greedy and sampled: {', '.join(splits)}")
@@ -173,14 +173,14 @@ class Run:
         state = {
             **{"format": FORMAT, "phase": self.phase, "step": self.step, "sizes": self.log.sizes},
             **{"threads": torch.get_num_threads(), "date": self.tokenizer.now.isoformat()},
-            "problems": zlib.crc32(repr((self.train, self.tests)).encode()),  # steps draw problems by their number
+            "problems": zlib.crc32(repr((self.train, self.test_splits)).encode()),  # steps draw them by number
         }
         return state | ({"base": self.base} if self.settings.lora_rank else {})
 
     def save(self) -> None:
         """Writes a checkpoint of this boundary, unless there is one. FloatingPointError if it is not finite."""
         state = self.state()
-        if from_first(lambda: self.saved == state):
+        if from_rank_0(lambda: self.saved == state):
             return
         if not self.optimizer.finite():
             raise FloatingPointError("the weights are not finite")
@@ -225,18 +225,18 @@ def set_up(given: dict, resume: bool = False) -> Run:
         s = replace(s, lora_rank=lora.rank_of(Path(s.adapter), s.model, s.lora_rank))
     out = Path(os.path.expanduser(s.out or f"runs/{datetime.now():%Y-%m-%d-%H%M%S}"))
     distributed.join(s.device)
-    if s.prompts < distributed.world():
+    if s.prompts < distributed.world_size():
         raise ValueError(
-            f"--prompts is {s.prompts}, for {distributed.world()} processes; expected one for each at least"
+            f"--prompts is {s.prompts}, for {distributed.world_size()} processes; expected one for each at least"
         )
     if not resume:
         checkpoint.refuse_a_run(out)
     lock = checkpoint.claim(out) if resume else None
-    with distributed.first_alone():
+    with distributed.rank_0_first():
         train, tests = data.load_splits(s.dataset, s.data_dir or None, s.test_file, s.eval_split, s.warmup_epochs)
     saved = checkpoint.checkpoints(out) if resume else []
     load = partial(load_run, s, train, tests, out)
-    run = checkpoint.newest_whole(saved, load) if saved else load()
+    run = checkpoint.newest_intact(saved, load) if saved else load()
     if resume and not saved:  # it was killed before its first checkpoint
         if (out / "metrics.jsonl").exists() and '"reinforce"' in (out / "metrics.jsonl").read_text(encoding="utf-8"):
             raise ValueError(f"--resume: {out} has steps in its metrics.jsonl, but no checkpoint to go on from")
@@ -244,7 +244,7 @@ def set_up(given: dict, resume: bool = False) -> Run:
     if not resume:
         run.log.folder, lock = checkpoint.claim_new(out, any_name=not s.out)
     run.lock = lock
-    distributed.by_first(lambda: write_settings(s, run.log.folder))
+    distributed.on_rank_0(lambda: write_settings(s, run.log.folder))
     if anyone(not (run.log.folder / "config.json").is_file()):
         raise ValueError(
             f"--out {run.log.folder}: all nodes have to see the same folder; expected one on a shared drive"
@@ -256,25 +256,21 @@ def load_run(s: Settings, train: list, tests: dict, out: Path, saved: Path | Non
     """A run at its beginning, with the model of --model; or as a checkpoint left it, which holds the model, or adapters
     of the one of --model. Raises ValueError or OSError."""
     questions = [problem.question for problems in (train, *tests.values()) for problem in problems]
-    memory = ""
-
-    def fits(outline: Decoder, tokenizer: Tokenizer) -> None:
-        nonlocal memory
+    base, device = saved if saved and not s.lora_rank else s.model, distributed.join(s.device)
+    with distributed.rank_0_first():
+        outline, tokenizer = load_outline(base, s.prompt_template or None)  # before the weights are read
         if s.lora_rank:
             lora.add(outline, s.lora_rank)
-        longest = check_room(outline, tokenizer, questions, s.max_new_tokens)
-        memory = check_memory(outline, s, longest, pick_device(distributed.join(s.device)))
-
-    base = saved if saved and not s.lora_rank else s.model
-    with distributed.first_alone():
-        model, tokenizer = load_model(base, s.dtype, distributed.join(s.device), s.prompt_template or None, fits)
+        longest = check_context(outline, tokenizer, questions, s.max_new_tokens)
+        memory = check_memory(outline, s, longest, pick_device(device))
+        model, tokenizer = load_model(base, s.dtype, device, s.prompt_template or None)
         if s.adapter or (saved and s.lora_rank):
             lora.load(model, saved / "adapter" if saved else Path(s.adapter))
         elif s.lora_rank:
             lora.add(model, s.lora_rank, seed=s.seed)
         if saved and s.lora_rank:
             tokenizer = Tokenizer(saved, s.prompt_template or None)  # as it was when the run began
-    tokenizer.now = from_first(lambda: tokenizer.now)
+    tokenizer.now = from_rank_0(lambda: tokenizer.now)
     model.gradient_checkpointing = s.gradient_checkpointing
     run = Run(s, model, tokenizer, train, tests, Log(out), memory)
     if saved:
@@ -291,12 +287,12 @@ def launch(learn: Callable[[Run], None], description: str, arguments: list[str] 
     try:
         run = set_up(*parse(arguments, description))
     except (Exception, KeyboardInterrupt) as error:
-        return complain(error)
+        return report_error(error)
     with terminable():
         try:
-            status, can_go_on = carry_out(run, learn)
+            status, can_go_on = run_to_end(run, learn)
         except (OSError, KeyboardInterrupt) as error:  # the last checkpoint could not be written, or Ctrl-C came twice
-            status, can_go_on = complain(error), True
+            status, can_go_on = report_error(error), True
         finally:
             if run.lock:
                 run.lock.release()
@@ -310,27 +306,27 @@ def launch(learn: Callable[[Run], None], description: str, arguments: list[str] 
     return 1 if status == 2 else status  # 2 is for what the user gave, which set_up has checked
 
 
-def carry_out(run: Run, learn: Callable[[Run], None]) -> tuple[int, bool]:
+def run_to_end(run: Run, learn: Callable[[Run], None]) -> tuple[int, bool]:
     """The run itself. Whatever ends it leaves its last boundary in DIR/checkpoint; trouble of the numbers leaves the
     checkpoint before. Returns the exit status, and whether to go on may help."""
     try:
         tqdm.write(run.summary())
         learn(run)
-        if run.settings.steps and not from_first(lambda: any(row["stepped"] for row in read(run.log.folder))):
+        if run.settings.steps and not from_rank_0(lambda: any(row["stepped"] for row in read(run.log.folder))):
             print("no batch had a signal, nothing was learned: warm up (--warmup-epochs) or skip less (--skip-ratio)")
-        distributed.by_first(lambda: print_report(run.log.folder))
+        distributed.on_rank_0(lambda: print_report(run.log.folder))
         return 0, True
     except (FloatingPointError, OverflowError) as error:  # the last boundary would lead to it again: not saved
-        return complain(error), False
+        return report_error(error), False
     except BaseException as error:
-        together = alone() or isinstance(error, KeyboardInterrupt)  # an error is of one process, and saving takes all
+        all_stop = single_process() or isinstance(error, KeyboardInterrupt)  # saving takes all processes
         if out_of_memory(error):
             traceback.clear_frames(error.__traceback__)  # what they hold is room to save in
         try:
-            if together and run.at_boundary and run.optimizer.finite():
+            if all_stop and run.at_boundary and run.optimizer.finite():
                 run.save()
         except Exception as second:
             if not out_of_memory(second):
                 raise
             warnings.warn("no memory is left to save the last boundary: the checkpoint before it stays", stacklevel=1)
-        return complain(error, advice(run.log.phase_now, run.log.folder / "checkpoint")), True
+        return report_error(error, advice(run.log.phase_now, run.log.folder / "checkpoint")), True

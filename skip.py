@@ -26,7 +26,7 @@ RIDGE = 0.01  # of the mean square of what a bypass is fitted on
 
 
 def valid_layers(n_layers: int, border: int) -> list[int]:
-    """D2 by distance: all layers but the first and the last `border`. May be empty: then only 0 can be drawn."""
+    """D2 by distance: all layers but the first and the last `border`. May be empty: then no layer can be skipped."""
     if border < 0:
         raise ValueError(f"the border is {border}; expected 0 or more layers")
     return list(range(border, n_layers - border))

@@ -22,8 +22,8 @@ from losses import diagnostics, gradient_weights, group_advantages, log_ratio, n
 from model import Decoder
 from rollout import Rollout, completion_logprobs, generate
 from run import Run, launch
-from support.batches import micro_batches, pack
-from support.distributed import added
+from support.batches import micro_batches, pad_right
+from support.distributed import all_reduce
 from support.log import groups
 from support.optimizer import Optimizer
 from support.settings import Settings
@@ -40,12 +40,12 @@ def reinforce(run: Run) -> None:
         prompts = [run.tokenizer.encode_prompt(problem.question) for problem in problems]
         seed = s.seed * 2**32 + step * s.prompts  # of the problems' streams: seed, seed + 1, …
         run.measure_if_due(step)  # SKIP: which layers may go, and what they become
-        skip = run.nested.mask(step)  # SKIP
+        skip = run.nested.skip_mask(step)  # SKIP
 
         with log.phase("sample"):
             rollout = generate(
                 model, prompts, s.samples, s.max_new_tokens, run.tokenizer.eos_ids, s.temperature, seed=seed,
-                skip=skip, bypass=run.nested.bypass, full_prompt=s.prefill == "full",  # SKIP
+                skip=skip, bypass=run.nested.bypass, full_prefill=s.prefill == "full",  # SKIP
             )  # fmt: skip
         with log.phase("grade"):
             records = grade(run.tokenizer, problems, rollout, run.grader)
@@ -67,7 +67,7 @@ def reinforce(run: Run) -> None:
                         break
                 figures["stepped"] = not run.at_boundary
             samples = groups(step, records, rollout, log_rho, advantages) if run.is_evaluated(step) else []
-            run.advance(step, figures, samples)
+            run.record_step(step, figures, samples)
         run.between_steps()
 
 
@@ -77,8 +77,8 @@ def update(
     """One optimiser step of the full model on a batch, N completions with advantages (N,), by micro-batches of n.
     Returns the step's figures, with a loss if the weights moved, and log ρ as it was before the step, (N, T).
 
-    After the first of several (--updates) the model is another one than the rollout came from, even with nothing
-    skipped: the ratios to the recorded probabilities say so.
+    After the first of several (--updates) the weights have moved since sampling: ρ is the ratio of today's π to the
+    recorded η, and so corrects for that too.
 
     Completions without an advantage have no gradient: they go forward only, for the figures, which are of the whole
     batch, as Z is. FloatingPointError or OverflowError, before any weight has moved, if the numbers are not finite.
@@ -91,20 +91,20 @@ def update(
         prompts, tokens, mask = [rollout.prompts[row] for row in rows], rollout.tokens[at], rollout.mask[at]
         with torch.set_grad_enabled(has_signal):
             logprobs, entropy[at] = completion_logprobs(model, prompts, tokens, mask, s.temperature)  # log π, (n, T)
-        log_rho[at] = finite("the log-ratios are", log_ratio(logprobs, rollout.logprobs[at], mask))
+        log_rho[at] = require_finite("the log-ratios are", log_ratio(logprobs, rollout.logprobs[at], mask))
         if has_signal:
             w = gradient_weights(s.gradient, log_rho[at], mask, s.truncation, s.retrace_lambda, s.bound)  # (n, T)
-            loss = finite("the loss is", policy_loss(logprobs, w, advantages[at], mask, z))
+            loss = require_finite("the loss is", policy_loss(logprobs, w, advantages[at], mask, z))
             loss.backward()
             optimizer.collect_gradients()
             total += loss.item()
-    log_rho, entropy, total = added(log_rho), added(entropy), added(total)  # a process has its own micro-batches only
+    log_rho, entropy, total = map(all_reduce, (log_rho, entropy, total))  # each process has its own micro-batches
     figures = {"lr": lr, "entropy": entropy[rollout.mask].mean().item()} | diagnostics(log_rho, rollout.mask)
     norm = optimizer.step(lr, s.max_grad_norm) if advantages.any() else 0.0
     return figures | ({"loss": total, "grad_norm": norm} if norm else {}), log_rho
 
 
-def finite(what: str, x: Tensor) -> Tensor:
+def require_finite(what: str, x: Tensor) -> Tensor:
     """x itself. FloatingPointError if it is not finite."""
     if not x.isfinite().all():
         raise FloatingPointError(f"{what} not finite")
@@ -130,7 +130,8 @@ def warm_up(run: Run) -> None:
     for step in run.steps_to_go():
         problems = draw_problems(run.train, s.warmup_batch, step, s.seed)
         prompts = [run.tokenizer.encode_prompt(problem.question) for problem in problems]
-        tokens, mask = pack([run.tokenizer.encode_completion(p.rationale) for p in problems], model.device)  # (B, T)
+        solutions = [run.tokenizer.encode_completion(problem.rationale) for problem in problems]
+        tokens, mask = pad_right(solutions, model.device)  # (B, T)
         z, total = normaliser(mask), 0.0
         lr = s.warmup_lr * min(1.0, step / max(1, steps // 20), 1 - (step - 1) / steps)  # up in 5 %, then down
         with run.completing_step():
@@ -143,8 +144,8 @@ def warm_up(run: Run) -> None:
                     run.optimizer.collect_gradients()
                     total += loss.item()
                 norm = run.optimizer.step(lr, s.max_grad_norm)
-            figures = {"loss": added(total), "lr": lr, "stepped": True, "tokens": int(mask.sum()), "grad_norm": norm}
-            run.advance(step, figures, [])
+            loss, tokens = all_reduce(total), int(mask.sum())
+            run.record_step(step, {"loss": loss, "lr": lr, "stepped": True, "tokens": tokens, "grad_norm": norm}, [])
         run.between_steps()
     run.begin_reinforcing()
 

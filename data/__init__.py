@@ -80,11 +80,10 @@ def load_splits(
         if not train:
             raise ValueError(f"--test-file {test_file}: all problems of {dataset} are in it, none is left to train on")
     else:
-        tests = {split: load(dataset, split, data_dir) for split in splits(dataset)}
+        asked = ("train", "valid") if eval_split == "valid" else splits(dataset)
+        tests = {split: load(dataset, split, data_dir) for split in asked}
         train = tests.pop("train")
-    if eval_split == "valid":
-        tests = {"valid": load(dataset, "valid", data_dir)}
-        train = train[: -len(tests["valid"])]
+        train = train[: len(train) - len(tests.get("valid", []))]
     unsolved = sum(not problem.rationale for problem in train)
     if warmup_epochs and unsolved:
         raise ValueError(

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from report import reinforced
-from support.log import complain, read
+from support.log import read, report_error
 from support.pictures import style
 from support.settings import Settings, read_settings
 
@@ -198,7 +198,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ImportError:
         print(f"({a.out.name} needs matplotlib, which is not here)")
     except (ValueError, OSError) as error:
-        return complain(error)
+        return report_error(error)
     return 0
 
 

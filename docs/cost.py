@@ -34,7 +34,7 @@ from bench import seconds, table, timed
 from rollout import Rollout, generate
 from skip import Bypass
 from support.batches import micro_batches
-from support.log import complain
+from support.log import report_error
 from support.optimizer import Optimizer
 from support.pretrained import load_model
 from support.settings import Settings
@@ -106,7 +106,7 @@ class Machine:
         times = {"sampling": [], "scoring": [], "backward": [], "optimiser": []}
         n_samples, rollouts, own = rows // len(prompts), [], {}
         sample = partial(
-            generate, self.model, prompts, n_samples, length, eos_ids, skip=skip, bypass=self.bypass, full_prompt=True
+            generate, self.model, prompts, n_samples, length, eos_ids, skip=skip, bypass=self.bypass, full_prefill=True
         )
         for _ in range(repeats):
             times["sampling"].append(seconds(lambda: rollouts.append(sample())))
@@ -321,7 +321,7 @@ def main(arguments: list[str] | None = None) -> int:
             accepted = {int(k): float(x) for k, x in (each.split("=") for each in a.accepted)}
             print("\nself-speculation, times plain sampling\n\n" + table(lossless(rates, n_layers, accepted)))
     except (ValueError, OSError) as error:
-        return complain(error)
+        return report_error(error)
     return 0
 
 

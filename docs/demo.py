@@ -22,7 +22,7 @@ from pathlib import Path
 
 import data
 import report
-from support.log import complain, read
+from support.log import read, report_error
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, PROBLEMS = 30, 200
@@ -109,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
         draw(arms, folder / "demo.svg")
         print(f"picture: {folder / 'demo.svg'}")
     except (OSError, ValueError, KeyboardInterrupt) as error:
-        return complain(error)
+        return report_error(error)
     return 0
 
 

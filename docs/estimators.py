@@ -33,7 +33,7 @@ from model import Config, Decoder
 from rollout import Rollout, completion_logprobs, generate
 from run import Run, set_up
 from skip import sample_mask
-from support.batches import pack
+from support.batches import pad_right
 from train import main as train_main
 
 KINDS = {
@@ -78,7 +78,7 @@ def every_completion(horizon: int) -> list[list[int]]:
 
 def counted_out(n_models: int, n_masks: int, horizon: int = 5) -> list[dict]:
     """Exact figures of a batch of one prompt, with the baseline b = E_η[R], by weight and layers skipped."""
-    tokens, mask = pack(every_completion(horizon), "cpu")
+    tokens, mask = pad_right(every_completion(horizon), "cpu")
     N, L = len(tokens), 8
     config = Config("llama", 3, 16, 24, L, 2, 1, 8, rms_norm_eps=1e-5, max_position_embeddings=16)
     rows = []
@@ -199,7 +199,7 @@ def sampled(
                 skip=skip,
                 seed=next(seeds),
                 bypass=run.nested.bypass,
-                full_prompt=True,
+                full_prefill=True,
             )
             rewards = [[record["reward"] for record in samples] for samples in grade(tokenizer, problems, rollout)]
             yield gradients(model, rollout, torch.tensor(rewards), estimators)

@@ -32,7 +32,7 @@ from losses import diagnostics, log_ratio
 from nested import NestedModels
 from rollout import Rollout, completion_logprobs, generate
 from skip import sample_mask
-from support.log import complain
+from support.log import report_error
 from support.pictures import style
 from support.pretrained import load_model
 from support.settings import Settings
@@ -80,7 +80,7 @@ class Models:
             prompts = [self.tokenizer.encode_prompt(problem.question) for problem in some]
             rollouts.append(generate(
                 self.model, prompts, n_samples, self.max_new_tokens, self.tokenizer.eos_ids, self.temperature,
-                skip=skip, seed=seeds[start : start + size], bypass=self.bypass, full_prompt=True,
+                skip=skip, seed=seeds[start : start + size], bypass=self.bypass, full_prefill=True,
             ))  # fmt: skip
             records = grade(self.tokenizer, some, rollouts[-1])
             rewards += [[record["reward"] for record in group] for group in records]
@@ -259,7 +259,7 @@ def main() -> int:
             measured(a)
         worlds = {path.stem.replace("_", " "): read(path) for path in a.read or [a.out]}
     except (ValueError, OSError, KeyboardInterrupt) as error:
-        return complain(error)
+        return report_error(error)
     for name, rows in worlds.items():
         print(f"\n{name}\n\n{table(rows)}\n\n{correlations(rows)}")
     print(f"\nall\n\n{correlations([row for rows in worlds.values() for row in rows])}")

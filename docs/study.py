@@ -23,7 +23,7 @@ from pathlib import Path
 
 from docs.comparison import seconds
 from report import reinforced
-from support.log import complain, read
+from support.log import read, report_error
 from support.settings import flag, read_settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -150,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
             for arms in (a.arms[:1], a.arms[1:]):  # the first says how long the others may take
                 list(pool.map(lambda job: run(a, *job), [(arm, seed) for seed in a.seeds for arm in arms]))
     except (ValueError, OSError, KeyboardInterrupt) as error:
-        return complain(error)
+        return report_error(error)
     return 0
 
 

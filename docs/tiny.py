@@ -28,7 +28,7 @@ from losses import normaliser, supervised_loss
 from model import Config, Decoder
 from reward import extract_answer
 from rollout import completion_logprobs
-from support.batches import pack
+from support.batches import pad_right
 from support.tokenizer import ASK, Tokenizer
 
 END = "<|end|>"
@@ -114,7 +114,7 @@ def teach(model: Decoder, tokenizer: Tokenizer, steps: int, size: int = 64, lr: 
     drawn = islice(batches(tokenizer, size, seed, bare=6 * steps // 7), steps)
     progress = tqdm(drawn, total=steps, desc="steps", mininterval=10)
     for step, pairs in enumerate(progress, start=1):
-        tokens, mask = pack([completion for _, completion in pairs], "cpu")
+        tokens, mask = pad_right([completion for _, completion in pairs], "cpu")
         with torch.autocast("cpu", torch.bfloat16):
             logprobs, _ = completion_logprobs(model, [prompt for prompt, _ in pairs], tokens, mask)
         loss = supervised_loss(logprobs, mask, normaliser(mask))

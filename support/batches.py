@@ -23,7 +23,8 @@ def micro_batches(prompts: list[list[int]], mask: Tensor, has_signal: Tensor, bu
     for signal in (True, False):
         rows = (has_signal == signal).nonzero()[:, 0].tolist()
         batches += [(batch, signal) for batch in cut_by_tokens(rows, prompts, lengths, budget)]
-    return deal(batches, [len(rows) * (3 if signal else 1) for rows, signal in batches])  # a backward pass costs two
+    tokens = [tokens_of(rows, prompts, lengths) for rows, _ in batches]
+    return deal(batches, [n * (3 if signal else 1) for n, (_, signal) in zip(tokens, batches, strict=True)])
 
 
 def cut_by_tokens(rows: list[int], prompts: list[list[int]], lengths: list[int], budget: int) -> list[list[int]]:
@@ -32,30 +33,31 @@ def cut_by_tokens(rows: list[int], prompts: list[list[int]], lengths: list[int],
     Completions of a prompt stand together, for they share its pass, and those of similar length, for a batch is as long
     as its longest.
     """
-
-    def tokens(batch: list[int]) -> int:
-        different, _ = distinct([prompts[row] for row in batch])
-        return len(batch) * max(lengths[row] for row in batch) + len(different) * max(map(len, different))
-
     groups = defaultdict(list)
     for row in sorted(rows, key=lengths.__getitem__):
         groups[tuple(prompts[row])].append(row)
     batches = []
     for group in sorted(groups.values(), key=lambda group: lengths[group[-1]]):
-        if not batches or tokens(batches[-1] + group) > budget:
+        if not batches or tokens_of(batches[-1] + group, prompts, lengths) > budget:
             batches.append([])
         for row in group:
-            if batches[-1] and tokens(batches[-1] + [row]) > budget:
+            if batches[-1] and tokens_of(batches[-1] + [row], prompts, lengths) > budget:
                 batches.append([])
             batches[-1].append(row)
     return batches
 
 
+def tokens_of(rows: list[int], prompts: list[list[int]], lengths: list[int]) -> int:
+    """What a pass over these rows computes, padding included."""
+    different, _ = distinct([prompts[row] for row in rows])
+    return len(rows) * max(lengths[row] for row in rows) + len(different) * max(map(len, different))
+
+
 def distinct(prompts: list[list[int]]) -> tuple[list[list[int]], list[int]]:
     """The different ones among n prompts, in the order they come in, and the number of each row's among them."""
     numbers: dict[tuple[int, ...], int] = {}
-    of_row = [numbers.setdefault(tuple(prompt), len(numbers)) for prompt in prompts]
-    return [list(prompt) for prompt in numbers], of_row
+    prompt_of_row = [numbers.setdefault(tuple(prompt), len(numbers)) for prompt in prompts]
+    return [list(prompt) for prompt in numbers], prompt_of_row
 
 
 def pad_left(prompts: list[list[int]], device) -> tuple[Tensor, Tensor | None]:
@@ -67,7 +69,7 @@ def pad_left(prompts: list[list[int]], device) -> tuple[Tensor, Tensor | None]:
     return tokens, padding if padding.any() else None
 
 
-def pack(completions: list[list[int]], device) -> tuple[Tensor, Tensor]:
+def pad_right(completions: list[list[int]], device) -> tuple[Tensor, Tensor]:
     """Lists of token ids as tokens and mask, (n, T) each, as a `Rollout` holds them."""
     longest = max(map(len, completions))
     tokens = torch.tensor([ids + [0] * (longest - len(ids)) for ids in completions], device=device)

@@ -8,7 +8,6 @@ DIR/checkpoint-STEP/        older ones, as many as --keep says
 
 import json
 import os
-import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -21,7 +20,8 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
-from support.distributed import anyone, by_first, from_first, rank, together
+from support.distributed import anyone, barrier, from_rank_0, on_rank_0, rank
+from support.log import out_of_memory
 from support.optimizer import Optimizer
 from support.signals import uninterrupted
 
@@ -46,10 +46,10 @@ def save(folder: Path, write: Callable[[Path], None], optimizer: Optimizer, stat
 
     try:
         with uninterrupted():
-            by_first(begin)
+            on_rank_0(begin)
             optimizer.save(training / "optimizer")
-            together()
-            by_first(lambda: put_in_place(folder, keep))
+            barrier()
+            on_rank_0(lambda: put_in_place(folder, keep))
     finally:
         if rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
@@ -64,12 +64,12 @@ def put_in_place(folder: Path, keep: int) -> None:
         os.replace(newest, aside)
     os.replace(partial, newest)
     sync([folder])
-    older = name_of(aside)
-    if older not in (None, name_of(newest)) and not (folder / older).exists():  # else one copy of the step is enough
+    older = archived_name(aside)
+    if older not in (None, archived_name(newest)) and not (folder / older).exists():  # one copy of a step is enough
         os.replace(aside, folder / older)
     shutil.rmtree(aside, ignore_errors=True)
     for old in older_checkpoints(folder)[keep - 1 :]:
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def sync(paths: list[Path]) -> None:
@@ -104,6 +104,9 @@ def load(checkpoint: Path, optimizer: Optimizer, like: dict) -> dict:
         SafetensorError,
         CheckpointException,
     ) as error:
+        causes = [cause for cause, _ in getattr(error, "failures", {}).values()]
+        if any(map(out_of_memory, (error, *causes))):
+            raise MemoryError from None  # no fault of the checkpoint
         raise ValueError(f"{training}: not the state of this run's model ({error!r})") from None
     if written != like["format"]:
         raise ValueError(
@@ -113,7 +116,7 @@ def load(checkpoint: Path, optimizer: Optimizer, like: dict) -> dict:
     return state
 
 
-def name_of(checkpoint: Path) -> str | None:
+def archived_name(checkpoint: Path) -> str | None:
     """The name that a checkpoint has when it is an older one; None where there is none, or a broken one."""
     try:
         state = json.loads((checkpoint / "training" / "state.json").read_text(encoding="utf-8"))
@@ -125,8 +128,7 @@ def name_of(checkpoint: Path) -> str | None:
 def older_checkpoints(folder: Path) -> list[Path]:
     """DIR/checkpoint-STEP, the latest first; those of the warm-up come before all others. Not what a user put there:
     the name says what the checkpoint's state says."""
-    older = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-(warmup-)?\d+", path.name)]
-    older = [path for path in older if name_of(path) == path.name]
+    older = [path for path in folder.glob("checkpoint-*") if archived_name(path) == path.name]
     return sorted(older, key=lambda p: ("warmup" not in p.name, int(p.name.rpartition("-")[2])), reverse=True)
 
 
@@ -136,7 +138,7 @@ def checkpoints(folder: Path) -> list[Path]:
     return [*newest, *older_checkpoints(folder)]
 
 
-def newest_whole(saved: list[Path], load: Callable[[Path], T]) -> T:
+def newest_intact(saved: list[Path], load: Callable[[Path], T]) -> T:
     """What `load` makes of the first checkpoint that is whole. Broken ones before it are renamed, else a later save
     would keep them in place of whole ones. If there is none, raises the error of the first."""
     errors = []
@@ -151,12 +153,12 @@ def newest_whole(saved: list[Path], load: Callable[[Path], T]) -> T:
             continue
         if errors:
             warnings.warn(f"{errors[0]}; going on from {folder}", stacklevel=1)
-            by_first(lambda: set_aside(saved[: len(errors)]))
+            on_rank_0(lambda: mark_broken(saved[: len(errors)]))
         return loaded
     raise errors[0]
 
 
-def set_aside(broken: list[Path]) -> None:
+def mark_broken(broken: list[Path]) -> None:
     """Checkpoints that could not be read get names that are no checkpoint's."""
     for folder in broken:
         named = folder.with_name(f"{folder.name}.broken")
@@ -193,7 +195,7 @@ def claim_new(folder: Path, any_name: bool) -> tuple[Path, FileLock]:
                     raise
                 name = folder.with_name(f"{folder.name}_{n}")
 
-    return from_first(first), *(locks or [None])
+    return from_rank_0(first), *(locks or [None])
 
 
 def claim(folder: Path) -> FileLock | None:

@@ -1,12 +1,11 @@
-"""Several processes, one run: what each asks of the others. On one process every function here is the identity.
+"""Several processes, one run: what each asks of the others. With one process no function here communicates.
 
     torchrun --nproc-per-node 8 train.py ...
 
 torchrun starts N processes, the ranks 0 to N − 1, each with its own device and the whole model in the dtype of the
 passes. What they share out: the prompts of a rollout (`share`), the micro-batches of an update (`deal`), and AdamW with
-its float32 masters, of which each holds a slice of every tensor (`sliced`; ZeRO's second stage, Rajbhandari et al.,
-2020). What they agree on comes from all (`everyone`, `added`, `anyone`) or from rank 0 (`from_first`). Nothing else of
-the code knows that there are ranks.
+its float32 masters, of which each holds a slice of every tensor (`shard`; ZeRO's second stage, Rajbhandari et al.,
+2020). What they agree on comes from all (`all_gather`, `all_reduce`, `anyone`) or from rank 0 (`from_rank_0`).
 """
 
 import os
@@ -70,20 +69,20 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
 
 
-def world() -> int:
+def world_size() -> int:
     return MESH[0].size() if MESH else 1
 
 
-def alone() -> bool:
+def single_process() -> bool:
     return not MESH
 
 
-def silent() -> bool | None:
+def no_bar() -> bool | None:
     """For tqdm's `disable`: a bar is drawn by rank 0, and only on a terminal (None)."""
     return True if rank() > 0 else None
 
 
-def after_first() -> None:
+def let_rank_0_speak() -> None:
     """An error that all ranks meet is told once: while the others wait here rank 0 ends, and torchrun ends them."""
     if rank() > 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -92,18 +91,18 @@ def after_first() -> None:
 
 def balanced(budget: int, tokens: int) -> int:
     """Tokens of a micro-batch: small enough that `deal` gives all the same to do."""
-    return budget if alone() else max(1, min(budget, tokens // (2 * world())))
+    return budget if single_process() else max(1, min(budget, tokens // (2 * world_size())))
 
 
 def share(n: int) -> slice:
     """This process's share of n items, which stand in a row; all on one process."""
-    return slice(n * rank() // world(), n * (rank() + 1) // world()) if MESH else slice(0, n)
+    return slice(n * rank() // world_size(), n * (rank() + 1) // world_size()) if MESH else slice(0, n)
 
 
 def deal(items: list, costs: list[float]) -> list:
     """This process's part of items of different cost, as `deal` gives it to all: the dearest first, each to the process
     that has the least to do (the longest processing time rule; Graham, 1969)."""
-    loads, mine = [0.0] * world(), []
+    loads, mine = [0.0] * world_size(), []
     for i in sorted(range(len(items)), key=lambda i: -costs[i]):
         least = loads.index(min(loads))
         loads[least] += costs[i]
@@ -112,16 +111,16 @@ def deal(items: list, costs: list[float]) -> list:
     return [items[i] for i in sorted(mine)]
 
 
-def everyone(item) -> list:
+def all_gather(item) -> list:
     """What each process has of it, by rank."""
     if not MESH:
         return [item]
-    items = [None] * world()
+    items = [None] * world_size()
     dist.all_gather_object(items, item)
     return items
 
 
-def from_first(make: Callable):
+def from_rank_0(make: Callable):
     """What rank 0 makes, for all."""
     if not MESH:
         return make()
@@ -130,10 +129,10 @@ def from_first(make: Callable):
     return item[0]
 
 
-def added(x: Tensor | float) -> Tensor | float:
+def all_reduce(x: Tensor | float) -> Tensor | float:
     """The sum of all processes' x; a tensor's in place."""
     if not isinstance(x, Tensor):
-        return sum(everyone(x))
+        return sum(all_gather(x))
     if MESH:
         dist.all_reduce(x)
     return x
@@ -141,11 +140,11 @@ def added(x: Tensor | float) -> Tensor | float:
 
 def anyone(flag: bool) -> bool:
     """Whether it is so for any process."""
-    return any(everyone(flag))
+    return any(all_gather(flag))
 
 
 @contextmanager
-def first_alone():
+def rank_0_first():
     """Rank 0 goes through the block before all others do: what it downloads, they find."""
     if MESH and rank() > 0:
         dist.barrier()
@@ -159,20 +158,20 @@ def first_alone():
         dist.barrier()
 
 
-def by_first(do: Callable[[], None]) -> None:
+def on_rank_0(do: Callable[[], None]) -> None:
     """What rank 0 does, while the others wait. An error of it must not be caught: they would wait on."""
-    if rank() == 0 or alone():
+    if rank() == 0 or single_process():
         do()
-    together()
+    barrier()
 
 
-def spread(x: Tensor) -> None:
+def broadcast(x: Tensor) -> None:
     """Rank 0's x for all, in place."""
     if MESH:
         dist.broadcast(x, src=0)
 
 
-def together() -> None:
+def barrier() -> None:
     """Waits until all processes are here."""
     if MESH:
         dist.barrier()
@@ -181,21 +180,21 @@ def together() -> None:
 # ---- tensors of which each process holds a slice of the rows
 
 
-def sliced(x: Tensor) -> Tensor:
+def shard(x: Tensor) -> Tensor:
     """This process's slice of a tensor that all have; x itself on one process."""
     return distribute_tensor(x, MESH[0], [Shard(0)], src_data_rank=None) if MESH else x
 
 
-def added_slice(x: Tensor) -> Tensor:
+def reduce_scatter(x: Tensor) -> Tensor:
     """A slice of the sum of all processes' x."""
     return DTensor.from_local(x, MESH[0], [Partial()], run_check=False).redistribute(MESH[0], [Shard(0)]) if MESH else x
 
 
-def whole(x: Tensor) -> Tensor:
+def gathered(x: Tensor) -> Tensor:
     """All slices together, on every process."""
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
-def local(x: Tensor) -> Tensor:
+def local_shard(x: Tensor) -> Tensor:
     """The slice itself, as a plain tensor."""
     return x.to_local() if isinstance(x, DTensor) else x

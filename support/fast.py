@@ -76,19 +76,19 @@ def packed(model: Decoder, rows: int) -> Decoder:
     For bfloat16 on a CPU; elsewhere it is the model itself. Without a gradient, and good until the weights change.
     """
     pays = model.dtype == torch.bfloat16 and model.device.type == "cpu" and torch.backends.mkldnn.is_available()
-    return twin(model, nn.Linear, lambda linear: PackedLinear(linear, rows)) if pays else model
+    return with_replaced(model, nn.Linear, lambda linear: PrepackedLinear(linear, rows)) if pays else model
 
 
-def twin(module: nn.Module, kind: type, change: Callable[[nn.Module], nn.Module]) -> nn.Module:
+def with_replaced(module: nn.Module, kind: type, change: Callable[[nn.Module], nn.Module]) -> nn.Module:
     """The same module with what `change` makes of each part of that kind; all other weights are shared."""
     if isinstance(module, kind):
         return change(module)
     other = copy.copy(module)
-    other._modules = {name: twin(child, kind, change) for name, child in module._modules.items()}
+    other._modules = {name: with_replaced(child, kind, change) for name, child in module._modules.items()}
     return other
 
 
-class PackedLinear(nn.Module):
+class PrepackedLinear(nn.Module):
     """A linear layer whose matrix has oneDNN's layout for `rows` rows (what inductor's freezing does as well)."""
 
     def __init__(self, linear: nn.Linear, rows: int):

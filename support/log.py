@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from support.distributed import after_first, by_first, from_first, rank
+from support.distributed import from_rank_0, let_rank_0_speak, on_rank_0, rank
 
 ACCURACIES = tuple(f"{split}_accuracy{mode}" for split in ("test", "wordings", "valid") for mode in ("", "_sampled"))
 # The keys of a line of metrics.jsonl; null where a figure is not defined.
@@ -57,15 +57,15 @@ class Log:
         assert not unknown, f"not among METRICS: {unknown}"
         row = {key: figures.get(key) for key in METRICS} | {"phase": phase, "step": step}
         row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        by_first(lambda: self.add(samples, row))
-        self.sizes = from_first(lambda: {name: (self.folder / name).stat().st_size for name in self.sizes})
+        on_rank_0(lambda: self.add(samples, row))
+        self.sizes = from_rank_0(lambda: {name: (self.folder / name).stat().st_size for name in self.sizes})
         self.seconds, self.last = {}, (phase, step)
         return readable(row, last_step)
 
     def add(self, samples: list[dict], row: dict) -> None:
         for name, rows in (("samples.jsonl", samples), ("metrics.jsonl", [row])):
             path, text = self.folder / name, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in rows)
-            with naming(path), path.open("a", encoding="utf-8") as file:
+            with path_in_errors(path), path.open("a", encoding="utf-8") as file:
                 file.write(text)
 
     def rewind(self, sizes: dict[str, int]) -> None:
@@ -78,7 +78,7 @@ class Log:
         path = self.folder / "metrics.jsonl"
         rows = parse(path, path.read_bytes()[: sizes["metrics.jsonl"]]) if path.is_file() else []
         self.last = (rows[-1]["phase"], rows[-1]["step"]) if rows else None
-        by_first(lambda: self.cut(sizes))
+        on_rank_0(lambda: self.cut(sizes))
         self.sizes = sizes
 
     def cut(self, sizes: dict[str, int]) -> None:
@@ -112,7 +112,7 @@ def groups(step: int, records: list[list[dict]], rollout, log_rho: Tensor, advan
 
 
 @contextmanager
-def naming(path: Path):
+def path_in_errors(path: Path):
     """An OSError within names the file, which it does not by itself where the disk is full."""
     try:
         yield
@@ -166,14 +166,14 @@ def parse(path: Path, content: bytes) -> list[dict]:
     return rows
 
 
-def complain(error: BaseException, advice: str = "take a smaller model") -> int:
+def report_error(error: BaseException, advice: str = "take a smaller model") -> int:
     """One line on what went wrong, and the exit status: 2 for what the user gave, 1 for trouble of the machine or the
     numbers, 130 for Ctrl-C.  advice: what to do where memory ran out.  Raises what is none of these: a bug of ours."""
     if isinstance(error, KeyboardInterrupt):
         if rank() == 0:
             print("interrupted", file=sys.stderr)
         return getattr(error, "status", 130)
-    after_first()
+    let_rank_0_speak()
     if out_of_memory(error):
         error = f"out of memory; {advice}"
     elif not isinstance(error, ValueError | OSError | FloatingPointError | OverflowError):

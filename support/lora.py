@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from model import Decoder
-from support.fast import twin
+from support.fast import with_replaced
 from support.pretrained import digest, read_file, write_safetensors
 
 SCALE = 2.0  # α/R of new adapters: α = 2R, as is common
@@ -70,7 +70,7 @@ def adapted(model: Decoder) -> list[AdaptedLinear]:
 @torch.no_grad()
 def merged(model: Decoder) -> Decoder:
     """The model without adapters and with what they have learned, to be saved; itself if it has none."""
-    return twin(model, AdaptedLinear, AdaptedLinear.merged) if adapted(model) else model
+    return with_replaced(model, AdaptedLinear, AdaptedLinear.merged) if adapted(model) else model
 
 
 def save(model: Decoder, folder: Path, base: str) -> None:

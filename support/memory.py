@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from model import ALL_AT_ONCE, Decoder
-from support.distributed import alone, world
+from support.distributed import single_process, world_size
 from support.fast import LOGITS
 from support.settings import Settings
 
@@ -36,9 +36,9 @@ def needed(model: Decoder, s: Settings, longest: int, device: torch.device) -> d
     learns = sum(p.numel() for p in model.parameters() if p.requires_grad)
     C, L, V = c.hidden_size, c.num_hidden_layers, c.vocab_size
     queries, keys = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    rows, length = -(-s.prompts * s.samples // world()), longest + s.max_new_tokens
+    rows, length = -(-s.prompts * s.samples // world_size()), longest + s.max_new_tokens
 
-    copied = w < 4 or not alone()
+    copied = w < 4 or not single_process()
     packed = 0 if device.type != "cpu" or w == 4 else sum(
         w * m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear)
     )  # fmt: skip
@@ -54,10 +54,10 @@ def needed(model: Decoder, s: Settings, longest: int, device: torch.device) -> d
     merged = w * (size - V * C * (2 - c.tie_word_embeddings)) if s.lora_rank else 0  # matrices, once more
     return {
         "weights": size * w + (OTHERS if device.type == "cpu" else 0),
-        "AdamW": learns * (8 + 4 * copied) / world(),
+        "AdamW": learns * (8 + 4 * copied) / world_size(),
         "sampling": packed + cache + probabilities,
         "update": gradients + kept + HEAD,
-        "saving": merged + 2 * learns * (8 + 4 * copied) / world() if device.type == "cpu" else 0,
+        "saving": merged + 2 * learns * (8 + 4 * copied) / world_size() if device.type == "cpu" else 0,
     }
 
 

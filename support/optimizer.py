@@ -11,7 +11,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceSt
 from torch.distributed.checkpoint.api import CheckpointException
 
 from model import Decoder
-from support.distributed import added_slice, alone, anyone, local, sliced, whole
+from support.distributed import anyone, gathered, local_shard, reduce_scatter, shard, single_process
 
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # what dcp says of one process
 
@@ -26,9 +26,9 @@ class Optimizer:
 
     def __init__(self, model: Decoder):
         self.names, self.working = zip(*((n, p) for n, p in model.named_parameters() if p.requires_grad), strict=True)
-        copies = self.working[0].dtype != torch.float32 or not alone()
+        copies = self.working[0].dtype != torch.float32 or not single_process()
         self.masters = (
-            [sliced(p.detach()).to(torch.float32, copy=True) for p in self.working] if copies else list(self.working)
+            [shard(p.detach()).to(torch.float32, copy=True) for p in self.working] if copies else list(self.working)
         )
         self.sums: list[Tensor | None] = [None] * len(self.masters)  # of gradients, where the masters are copies
         self.adamw = torch.optim.AdamW(self.masters, weight_decay=0.0)
@@ -43,19 +43,19 @@ class Optimizer:
                 self.sums[i] = gradient if self.sums[i] is None else self.sums[i].add_(gradient)
                 working.grad = None
 
-    def add_up(self) -> None:
+    def reduce_gradients(self) -> None:
         """Gives the masters the gradient of the whole batch: of several processes each has a part of it."""
         for i, (master, working) in enumerate(zip(self.masters, self.working, strict=True)):
             if master is not working:  # a process without a micro-batch has no sum
                 mine = working.grad if working.dtype == torch.float32 else self.sums[i]
                 working.grad = self.sums[i] = None
-                master.grad = added_slice(torch.zeros_like(working, dtype=torch.float32) if mine is None else mine)
+                master.grad = reduce_scatter(torch.zeros_like(working, dtype=torch.float32) if mine is None else mine)
 
     def step(self, lr: float, max_grad_norm: float) -> float:
         """Clips, steps, forgets the gradient; returns its norm before clipping. Where that is 0 nothing moves, not even
         by AdamW's momentum. FloatingPointError if it is not finite."""
-        self.add_up()
-        norm = whole(torch.nn.utils.clip_grad_norm_(self.masters, max_grad_norm or math.inf)).item()
+        self.reduce_gradients()
+        norm = gathered(torch.nn.utils.clip_grad_norm_(self.masters, max_grad_norm or math.inf)).item()
         if not math.isfinite(norm):
             raise FloatingPointError(f"the gradient's norm is {norm}")
         if norm == 0:
@@ -69,13 +69,13 @@ class Optimizer:
             self.adamw.zero_grad()
             for master, working in zip(self.masters, self.working, strict=True):
                 if master is not working:
-                    working.copy_(whole(master.to(working.dtype)))  # rounded before it travels
+                    working.copy_(gathered(master.to(working.dtype)))  # rounded before it travels
         return norm
 
     def finite(self) -> bool:
         """Whether all weights and moments are."""
         moments = (tensor for state in self.adamw.state.values() for tensor in state.values())
-        return not anyone(not all(local(tensor).isfinite().all() for tensor in (*self.masters, *moments)))
+        return not anyone(not all(local_shard(tensor).isfinite().all() for tensor in (*self.masters, *moments)))
 
     def state(self) -> dict[str, Tensor]:
         """What the model's own weights do not say: AdamW's moments and steps, and the masters of bfloat16 weights."""
@@ -91,7 +91,7 @@ class Optimizer:
         if state := self.state():
             writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
             try:
-                dcp.save(state, storage_writer=writer, no_dist=alone())
+                dcp.save(state, storage_writer=writer, no_dist=single_process())
             except CheckpointException as error:  # of any rank
                 cause = next(iter(error.failures.values()))[0]
                 raise OSError(f"{folder}: {cause}") from None
@@ -112,5 +112,5 @@ class Optimizer:
         if tensors.keys() != stored.keys() or any(tensors[key].shape != stored[key].size for key in tensors):
             raise ValueError(f"{folder}: of another model, or not whole")
         if tensors:
-            dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone())
+            dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=single_process())
         self.adamw.load_state_dict({"state": moments, "param_groups": self.adamw.state_dict()["param_groups"]})

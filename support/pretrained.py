@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 
@@ -37,27 +37,26 @@ LLAMA3_ROPE_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_m
 INDEX = "model.safetensors.index.json"
 
 
-def load_model(
-    name: str | Path,
-    dtype: str,
-    device: str,
-    template: str | None = None,
-    fits: Callable[[Decoder, Tokenizer], None] = lambda outline, tokenizer: None,
-) -> tuple[Decoder, Tokenizer]:
+def load_model(name: str | Path, dtype: str, device: str, template: str | None = None) -> tuple[Decoder, Tokenizer]:
     """The model and tokenizer of a checkpoint, or with no name of the embedded one; `dtype` and `device` as typed.
 
-    fits: raises what speaks against it, before the weights are read; its model has none, only their shapes.
     Raises ValueError or OSError that names the file, the key or the flag at fault.
     """
     folder = find_checkpoint(name or data.EMBEDDED)
     tokenizer = Tokenizer(folder, template)
-    fits(outline(folder), tokenizer)
     model = load(folder, getattr(torch, dtype), pick_device(device))
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}"
         )
     return model, tokenizer
+
+
+def load_outline(name: str | Path, template: str | None = None) -> tuple[Decoder, Tokenizer]:
+    """The same without the weights: their shapes alone, on the device "meta"."""
+    folder = find_checkpoint(name or data.EMBEDDED)
+    tokenizer = Tokenizer(folder, template)
+    return outline(folder), tokenizer
 
 
 def load(folder_or_hub_id: str | Path, dtype: torch.dtype, device: torch.device | str) -> Decoder:
@@ -304,7 +303,7 @@ def pick_device(name: str) -> torch.device:
         raise ValueError(f"--device is {name!r}: {str(error).splitlines()[0]}") from None
 
 
-def check_room(model: Decoder, tokenizer: Tokenizer, questions: list[str], max_new_tokens: int) -> int:
+def check_context(model: Decoder, tokenizer: Tokenizer, questions: list[str], max_new_tokens: int) -> int:
     """The tokens of the longest prompt. Raises ValueError that names the problems whose prompt and completion might not
     fit into the model's context."""
     lengths = [len(tokenizer.encode_prompt(question)) for question in questions]

@@ -21,7 +21,7 @@ import torch
 
 import data
 from losses import WEIGHTS, gradient_weights, normaliser
-from support.distributed import after_first, alone, world
+from support.distributed import let_rank_0_speak, single_process, world_size
 from support.graders import GRADERS
 
 DEFAULT_CAP = 2.0
@@ -44,7 +44,7 @@ GONE = {  # flags of earlier versions: what replaces them
     "layer_dropout": "nothing, see docs/log.md",
     "lr_warmup_steps": "nothing, the rate rises over 5 steps",
 }
-GONE_VALUES = {
+REMOVED_VALUES = {
     ("skip_ratio", "auto"): "a share, such as 0.2; the table of layers that a run prints says what each costs",
 }
 
@@ -145,7 +145,7 @@ class Settings:
         for f in fields(self):
             value, (choices, low, high) = getattr(self, f.name), (f.metadata[k] for k in ("choices", "low", "high"))
             given = f"{flag(f.name)} is {value!r}"
-            if replacement := GONE_VALUES.get((f.name, value)):
+            if replacement := REMOVED_VALUES.get((f.name, value)):
                 raise ValueError(f"{given}, which is gone; in its place: {replacement}")
             if value is None and f.default is None:
                 continue
@@ -240,7 +240,7 @@ def typed(f: Field) -> Callable[[str], object]:
     """What makes a field's value of the text that was typed. One that is gone stays a text, for Settings to refuse."""
 
     def value(text: str):
-        return text if (f.name, text) in GONE_VALUES else kind(f)(text)
+        return text if (f.name, text) in REMOVED_VALUES else kind(f)(text)
 
     value.__name__ = kind(f).__name__  # argparse says it in its errors
     return value
@@ -264,7 +264,7 @@ def parse_strictly(
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    parser.error = lambda said: after_first() or parser.exit(2, f"error: {said}\n")
+    parser.error = lambda said: let_rank_0_speak() or parser.exit(2, f"error: {said}\n")
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
         name = unknown[0].partition("=")[0]
@@ -295,7 +295,7 @@ def settings_of(given: dict) -> Settings:
 
 
 def command_to_resume(folder: Path) -> str:
-    python = "python" if alone() else f"torchrun --nproc-per-node {world()}"
+    python = "python" if single_process() else f"torchrun --nproc-per-node {world_size()}"
     out = subprocess.list2cmdline([str(folder)]) if os.name == "nt" else shlex.quote(str(folder))
     return f"{python} train.py --out {out} --resume"
 

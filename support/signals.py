@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable
 from contextlib import contextmanager
 
-from support.distributed import alone, everyone
+from support.distributed import all_gather, single_process
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 WAITING: list[int] = []  # signals that have come and have not been raised
@@ -44,17 +44,17 @@ def handled(numbers: list[int], handler: Callable):
 def terminable():
     """A context in which SIGTERM and SIGHUP raise Terminated. Of several processes all signals wait for
     `raise_together`: one alone cannot stop."""
-    if alone():
+    if single_process():
         return handled([number for number in heeded() if number != signal.SIGINT], raise_now)
     return handled(heeded(), lambda number, _: WAITING.append(number))
 
 
 @contextmanager
 def uninterrupted(unless: Callable[[], bool] = lambda: False):
-    """Signals wait for the end of this block; as long as `unless()` is true, one ends it at once."""
+    """Signals wait for the end of this block, unless `unless()` is true when one arrives: then it raises at once."""
 
     def hear(number: int, _) -> None:
-        if alone() and unless():
+        if single_process() and unless():
             raise_now(number)
         WAITING.append(number)
 
@@ -62,8 +62,8 @@ def uninterrupted(unless: Callable[[], bool] = lambda: False):
         with handled(heeded(), hear):
             yield
     finally:
-        waiting = WAITING[:1] if alone() else []
-        if alone():
+        waiting = WAITING[:1] if single_process() else []
+        if single_process():
             WAITING.clear()
     if waiting:
         signal.raise_signal(waiting[0])
@@ -71,7 +71,7 @@ def uninterrupted(unless: Callable[[], bool] = lambda: False):
 
 def raise_together() -> None:
     """At a boundary all of several processes raise what any of them has heard."""
-    heard = [] if alone() else sum(everyone(WAITING[:1]), [])
+    heard = [] if single_process() else sum(all_gather(WAITING[:1]), [])
     if heard:
         WAITING.clear()
         raise_now(heard[0])

@@ -129,7 +129,7 @@ def gradient_of(model: Decoder, rollout: Rollout, advantages: torch.Tensor, sett
     optimizer, gradient = Optimizer(model), []
 
     def step(*_):
-        optimizer.add_up()
+        optimizer.reduce_gradients()
         gradient.append(torch.cat([p.grad.flatten() for p in optimizer.masters]))
 
     optimizer.step = step

@@ -43,16 +43,16 @@ def test_it_is_strict(accelerator):
     assert accelerator.waits == 2
 
 
-@pytest.mark.parametrize("full_prompt", [False, True])
-def test_sampling_is_as_on_the_cpu_and_a_decode_step_does_not_wait(accelerator, full_prompt):
+@pytest.mark.parametrize("full_prefill", [False, True])
+def test_sampling_is_as_on_the_cpu_and_a_decode_step_does_not_wait(accelerator, full_prefill):
     """But once in eight tokens for which rows have ended: a copy."""
     model, expected, waits = small_model(torch.float32), {}, {}
     for length in (9, 25):
-        expected[length] = generate(model, PROMPTS, 4, length, [], skip=SKIP, seed=0, full_prompt=full_prompt)
+        expected[length] = generate(model, PROMPTS, 4, length, [], skip=SKIP, seed=0, full_prefill=full_prefill)
     model.to(DEVICE)
     for length in (9, 25):
         before = accelerator.waits
-        sampled = generate(model, PROMPTS, 4, length, [], skip=SKIP, seed=0, full_prompt=full_prompt)
+        sampled = generate(model, PROMPTS, 4, length, [], skip=SKIP, seed=0, full_prefill=full_prefill)
         waits[length] = accelerator.waits - before
         assert sampled.tokens.device == DEVICE and sampled.tokens.tolist() == expected[length].tokens.tolist()
         atol = 1e-5 if PRETENDED else 1e-4  # a card was seen to differ by 1.3e-5
@@ -70,7 +70,7 @@ def test_steps_are_as_on_the_cpu(accelerator, rank):
             lora.add(model, rank)
         optimizer, figures = Optimizer(model.to(device)), []
         for seed in range(2):
-            rollout = generate(model, PROMPTS, 4, 9, [0, 1], skip=SKIP, seed=seed, full_prompt=True)
+            rollout = generate(model, PROMPTS, 4, 9, [0, 1], skip=SKIP, seed=seed, full_prefill=True)
             advantages = group_advantages(REWARDS.to(device), "grpo").flatten()
             update = train.update(model, optimizer, rollout, advantages, Settings(micro_batch_tokens=60), 1e-3)
             figures.append(update[0])

@@ -22,6 +22,7 @@ from docs import tiny
 from model import Decoder
 from rollout import Rollout, generate, joined
 from support import distributed
+from support.distributed import all_reduce, gathered, local_shard, reduce_scatter, shard
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {
@@ -324,12 +325,12 @@ def test_nobody_waits_for_the_dead_and_a_whole_checkpoint_is_left(models, script
 def test_on_one_process_every_function_is_the_identity():
     """A reader with one GPU may skip the file."""
     x, items = torch.arange(3.0), [3, 1, 2]
-    assert distributed.join("cpu") == "cpu" and distributed.alone() and distributed.world() == 1
-    for same in (distributed.sliced, distributed.added_slice, distributed.whole, distributed.local, distributed.added):
+    assert distributed.join("cpu") == "cpu" and distributed.single_process() and distributed.world_size() == 1
+    for same in (shard, reduce_scatter, gathered, local_shard, all_reduce):
         assert same(x) is x
-    assert distributed.added(0.1) == 0.1
+    assert distributed.all_reduce(0.1) == 0.1
     assert items[distributed.share(3)] == items and distributed.deal(items, [1, 2, 3]) == items
-    assert distributed.everyone(items) == [items] and distributed.from_first(lambda: items) is items
+    assert distributed.all_gather(items) == [items] and distributed.from_rank_0(lambda: items) is items
     assert distributed.anyone(True) is True and distributed.anyone(False) is False
     assert distributed.balanced(2048, 10) == 2048
 
@@ -338,7 +339,7 @@ def test_work_is_dealt_dearest_first_to_who_has_the_least(monkeypatch):
     """Costs 7, 5, 4, 3, 1 for two: 7 + 3 and 5 + 4 + 1."""
     items, costs, parts = list("abcde"), [3, 7, 1, 5, 4], []
     monkeypatch.setattr(distributed, "MESH", [None])
-    monkeypatch.setattr(distributed, "world", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     for rank in range(2):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         parts.append(distributed.deal(items, costs))
@@ -350,7 +351,7 @@ def test_parts_of_a_rollout_joined_are_the_rollout(monkeypatch, n, processes):
     """Shares stand in a row, leave nothing out and nothing twice; there may be more processes than prompts."""
     whole = generate(small_model(), [[1, 2 + i] for i in range(n)], 3, 12, [0, 12, 20], seed=4)
     monkeypatch.setattr(distributed, "MESH", ["several"])
-    monkeypatch.setattr(distributed, "world", lambda: processes)
+    monkeypatch.setattr(distributed, "world_size", lambda: processes)
     parts, sizes = [], []
     for rank in range(processes):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)

@@ -101,7 +101,7 @@ def test_a_new_group_is_what_generate_samples_and_the_full_model_thinks(checkpoi
     model, tokenizer = load_model(str(checkpoint), "float32", "cpu")
     prompt = tokenizer.encode_prompt(shown.question)
     skip = [False, True, True, False]
-    rollout = generate(model, [prompt], 3, 12, tokenizer.eos_ids, skip=skip, seed=5, full_prompt=True)
+    rollout = generate(model, [prompt], 3, 12, tokenizer.eos_ids, skip=skip, seed=5, full_prefill=True)
     log_pi, _ = completion_logprobs(model, [prompt] * 3, rollout.tokens, rollout.mask)
     for row, c in enumerate(shown.completions):
         mask = rollout.mask[row]

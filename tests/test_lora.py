@@ -113,11 +113,11 @@ def test_a_skipped_blocks_adapters_are_skipped_with_it():
     assert torch.equal(model(TOKENS, skip=SKIP), before)
 
 
-@pytest.mark.parametrize("skip, full_prompt", [(None, False), (SKIP, False), (SKIP, True)])
-def test_sampling_and_scoring_are_the_naive_ones(skip, full_prompt):
+@pytest.mark.parametrize("skip, full_prefill", [(None, False), (SKIP, False), (SKIP, True)])
+def test_sampling_and_scoring_are_the_naive_ones(skip, full_prefill):
     """The cache, prompts that are shared, and rows that leave, with adapters."""
     model = learned(decoder())
-    how = {"skip": skip, "full_prompt": full_prompt}
+    how = {"skip": skip, "full_prefill": full_prefill}
     fast, plain = (sampler(model, PROMPTS, 3, 6, [0], seed=5, **how) for sampler in (generate, generate_naive))
     assert torch.equal(fast.tokens, plain.tokens)
     torch.testing.assert_close(fast.logprobs, plain.logprobs)

@@ -9,7 +9,7 @@ from model import Config, Decoder
 from rollout import completion_logprobs
 from run import set_up
 from support import lora, memory, pretrained
-from support.batches import pack
+from support.batches import pad_right
 from support.fast import packed
 from support.optimizer import Optimizer
 from support.settings import Settings
@@ -41,7 +41,7 @@ def kept_for_backward(model: Decoder) -> int:
             sizes[storage.data_ptr()] = storage.nbytes()
         return x
 
-    tokens, mask = pack([[1] * NEW] * ROWS, CPU)
+    tokens, mask = pad_right([[1] * NEW] * ROWS, CPU)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         completion_logprobs(model, [[row] * PROMPT for row in range(ROWS)], tokens, mask)
     return sum(sizes.values())
@@ -89,7 +89,7 @@ def test_sampling_is_the_cache_and_the_packed_matrices():
     model(torch.zeros((1, PROMPT), dtype=torch.int64), prompts)
     cache = KVCache(prompts, torch.zeros(ROWS, dtype=torch.int64), PROMPT + NEW)
     cache.reserve(NEW)
-    matrices = [module for module in packed(model, ROWS).modules() if type(module).__name__ == "PackedLinear"]
+    matrices = [module for module in packed(model, ROWS).modules() if type(module).__name__ == "PrepackedLinear"]
     assert len(matrices) == 4 * 7 + 1, "else there is nothing packed to count"
     linear = sum(m.weight.nbytes for m in model.modules() if isinstance(m, torch.nn.Linear))
     stored = sum(x.nbytes for pair in cache.layers.values() for x in pair)
@@ -114,7 +114,7 @@ def test_a_run_that_may_not_fit_is_warned_of(checkpoint, tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="the memory may not suffice.*--lora-rank 16"):
         run = set_up({"model": str(checkpoint), "device": "cpu", "out": str(tmp_path / "out")})
     run.lock.release()
-    assert run.memory.endswith("; 0.05 are free")
+    assert run.memory_report.endswith("; 0.05 are free")
 
 
 @pytest.mark.parametrize("size, said", [(1.66e11, "166"), (9.96e10, "100"), (1.74e10, "17"), (5.9e7, "0.059")])

@@ -6,7 +6,7 @@ from conftest import small_model
 
 import nested
 from model import positions_and_bias, rotary_tables
-from nested import LayerOrder, Measurement, order_layers, overlap, read, save, stamp
+from nested import LayerOrder, Measurement, fingerprint, order_layers, overlap, read, save
 from skip import RIDGE, Bypass, fit_bypass
 
 L = 4  # layers of small_model
@@ -137,19 +137,19 @@ def test_as_few_layers_are_valid_as_allow_ten_masks(n_skipped, n_valid):
 
 def test_the_stamp_knows_every_weight_its_dtype_and_what_else_counts(model):
     """A measurement of other weights would be taken for one of these: the last row of a matrix counts as the first."""
-    stamps = [stamp(model, [[1, 2]], 0.7), stamp(model, [[1, 2]], 1.0), stamp(model, [[1, 3]], 0.7)]
+    stamps = [fingerprint(model, [[1, 2]], 0.7), fingerprint(model, [[1, 2]], 1.0), fingerprint(model, [[1, 3]], 0.7)]
     zeros = small_model()
     for parameter in zeros.parameters():
         parameter.data.zero_()  # the same bytes in two dtypes
-    stamps += [stamp(zeros.to(dtype), [[1, 2]], 0.7) for dtype in (torch.bfloat16, torch.float16)]
+    stamps += [fingerprint(zeros.to(dtype), [[1, 2]], 0.7) for dtype in (torch.bfloat16, torch.float16)]
     for parameter in model.parameters():
         for index in {0, parameter.numel() - 1}:
             moved = small_model()
             moved.load_state_dict(model.state_dict())
             dict(zip(model.parameters(), moved.parameters(), strict=True))[parameter].data.view(-1)[index] += 1e-9
-            stamps.append(stamp(moved, [[1, 2]], 0.7))
+            stamps.append(fingerprint(moved, [[1, 2]], 0.7))
     assert len(set(stamps)) == len(stamps)
-    assert stamp(small_model(), [[1, 2]], 0.7) == stamps[0]
+    assert fingerprint(small_model(), [[1, 2]], 0.7) == stamps[0]
 
 
 @pytest.mark.parametrize("layers", [None, LayerOrder([0.5, 0.25], [1, 0], [0.75, 0.125])])

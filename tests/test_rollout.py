@@ -45,10 +45,10 @@ def same(a, b) -> bool:
 
 
 @pytest.mark.parametrize("skip", MASKS)
-@pytest.mark.parametrize("temperature, full_prompt", [(1.0, False), (0.7, False), (0.0, False), (0.7, True)])
-def test_the_fast_sampler_is_the_naive_one_token_for_token(model, skip, temperature, full_prompt):
+@pytest.mark.parametrize("temperature, full_prefill", [(1.0, False), (0.7, False), (0.0, False), (0.7, True)])
+def test_the_fast_sampler_is_the_naive_one_token_for_token(model, skip, temperature, full_prefill):
     """Batching, padding, the cache and leaving rows are means of speed only: same streams, same completions."""
-    arguments = {"temperature": temperature, "skip": skip, "seed": 5, "full_prompt": full_prompt}
+    arguments = {"temperature": temperature, "skip": skip, "seed": 5, "full_prefill": full_prefill}
     fast = generate(model, PROMPTS, 4, 24, EOS, **arguments)
     naive = generate_naive(model, PROMPTS, 4, 24, EOS, **arguments)
     assert same(fast, naive)
@@ -59,7 +59,7 @@ def test_the_fast_sampler_is_the_naive_one_token_for_token(model, skip, temperat
 def test_rows_that_stay_for_a_while_after_their_end_change_nothing(model, skip, monkeypatch):
     """An accelerator is asked only every few tokens which rows have ended."""
     at_once = generate(model, PROMPTS, 4, 24, EOS, skip=skip, seed=5)
-    monkeypatch.setitem(rollout_module.PATIENCE, "cpu", 8)
+    monkeypatch.setitem(rollout_module.CHECK_EVERY, "cpu", 8)
     patient = generate(model, PROMPTS, 4, 24, EOS, skip=skip, seed=5)
     assert same(at_once, patient) and (patient.tokens[~patient.mask] == 0).all()
     torch.testing.assert_close(at_once.logprobs, patient.logprobs, atol=1e-11, rtol=0)
@@ -85,14 +85,14 @@ class Replayed:
 
 @pytest.mark.parametrize("eos", [EOS, []], ids=["rows end", "rows are cut off"])
 @pytest.mark.parametrize(
-    "skip, full_prompt", [(MASKS[0], False), (MASKS[1], False), (MASKS[1], True), (MASKS[3], True)]
+    "skip, full_prefill", [(MASKS[0], False), (MASKS[1], False), (MASKS[1], True), (MASKS[3], True)]
 )
 def test_a_captured_step_changes_nothing_and_is_captured_again_when_half_of_the_rows_have_ended(
-    model, bypass, skip, full_prompt, eos, monkeypatch
+    model, bypass, skip, full_prefill, eos, monkeypatch
 ):
-    arguments = {"temperature": 0.7, "skip": skip, "seed": 5, "bypass": bypass, "full_prompt": full_prompt}
+    arguments = {"temperature": 0.7, "skip": skip, "seed": 5, "bypass": bypass, "full_prefill": full_prefill}
     plain = generate(model, PROMPTS, 8, 90, eos, **arguments)
-    monkeypatch.setattr(rollout_module, "CAPTURED", {"cpu"})
+    monkeypatch.setattr(rollout_module, "CUDA_GRAPHS", {"cpu"})
     monkeypatch.setattr(rollout_module, "CapturedStep", Replayed)
     monkeypatch.setattr(Replayed, "made", [])
     captured = generate(model, PROMPTS, 8, 90, eos, **arguments)
@@ -102,22 +102,22 @@ def test_a_captured_step_changes_nothing_and_is_captured_again_when_half_of_the_
     assert all(2 * after < before for before, after in pairwise(Replayed.made))
 
 
-@pytest.mark.parametrize("full_prompt", [False, True])
+@pytest.mark.parametrize("full_prefill", [False, True])
 @pytest.mark.parametrize("skip", list(product([False, True], repeat=4)))
-def test_recorded_logprobs_are_those_of_a_teacher_forced_pass_with_the_same_mask(model, skip, full_prompt):
+def test_recorded_logprobs_are_those_of_a_teacher_forced_pass_with_the_same_mask(model, skip, full_prefill):
     """Invariant 2, for every mask, through prompts of four lengths, the cache and rows that leave: else ρ is wrong."""
-    how = {"skip": skip, "full_prompt": full_prompt}
+    how = {"skip": skip, "full_prefill": full_prefill}
     rollout = generate(model, PROMPTS, 4, 24, EOS, seed=1, **how)
     assert len(set(rollout.mask.sum(dim=1).tolist())) > 3, "rows should leave at different times"
     logprobs, _ = completion_logprobs(model, rollout.prompts, rollout.tokens, rollout.mask, **how)
     torch.testing.assert_close(rollout.logprobs, logprobs, atol=1e-11, rtol=0)
 
 
-@pytest.mark.parametrize("full_prompt", [False, True])
+@pytest.mark.parametrize("full_prefill", [False, True])
 @pytest.mark.parametrize("skip", MASKS)
-def test_with_a_bypass_too_all_ways_to_compute_a_completion_agree(model, bypass, skip, full_prompt):
+def test_with_a_bypass_too_all_ways_to_compute_a_completion_agree(model, bypass, skip, full_prefill):
     """Prefill with padding, decoding, a shared prompt, and each row alone: the first position is a row's own first."""
-    how = {"skip": skip, "bypass": bypass, "full_prompt": full_prompt}
+    how = {"skip": skip, "bypass": bypass, "full_prefill": full_prefill}
     rollout, naive = (sampler(model, PROMPTS, 4, 24, EOS, **how) for sampler in (generate, generate_naive))
     assert same(rollout, naive)
     assert same(rollout, generate(model, PROMPTS, 4, 24, EOS, **how | {"bypass": None})) == (not any(skip or ()))
@@ -156,7 +156,7 @@ def test_recorded_logprobs_are_of_the_distribution_at_its_temperature(model):
     assert (at_one - rollout.logprobs).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("how", [{}, {"skip": MASKS[1], "full_prompt": True}])
+@pytest.mark.parametrize("how", [{}, {"skip": MASKS[1], "full_prefill": True}])
 def test_a_completion_depends_on_its_prompt_and_stream_alone(model, how):
     """Invariant 4: not on the other prompts, their order, the size of the group or when finished rows leave."""
     seeds = [11, 12, 13, 14]
@@ -251,8 +251,8 @@ def test_frequencies_are_the_probabilities(model):
 
 
 @pytest.mark.parametrize("prompts", [[0, 0, 0, 1, 1, 2], [2, 0, 1, 0, 2, 1], [1, 1, 1, 1, 1, 1]])
-@pytest.mark.parametrize("skip, full_prompt", [(None, False), (MASKS[1], False), (MASKS[1], True)])
-def test_completion_logprobs_and_their_gradients_are_the_naive_ones(model, monkeypatch, prompts, skip, full_prompt):
+@pytest.mark.parametrize("skip, full_prefill", [(None, False), (MASKS[1], False), (MASKS[1], True)])
+def test_completion_logprobs_and_their_gradients_are_the_naive_ones(model, monkeypatch, prompts, skip, full_prefill):
     """Prompts shared by their groups, left padding, chunks of the head computed twice: the same numbers, and the same
     gradient through the shared keys and values."""
     monkeypatch.setattr(fast, "LOGITS", 7 * 29)
@@ -264,7 +264,7 @@ def test_completion_logprobs_and_their_gradients_are_the_naive_ones(model, monke
     results = []
     for function in (completion_logprobs, completion_logprobs_naive):
         model.zero_grad()
-        logprobs, entropy = function(model, prompts, tokens, mask, 0.7, skip, full_prompt=full_prompt)
+        logprobs, entropy = function(model, prompts, tokens, mask, 0.7, skip, full_prefill=full_prefill)
         (logprobs * upstream).sum().backward()
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
         results.append((logprobs.detach(), entropy, torch.cat([part.flatten() for part in parts])))

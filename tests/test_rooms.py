@@ -80,5 +80,5 @@ def test_support_knows_no_run():
 def test_no_file_lends_another_its_handling_of_errors():
     """What a command says when it fails, and with which status it ends, stands in support/."""
     for name in FILES:
-        borrowed = {each for each in imports(tree_of(name)) if each.endswith((".complain", ".out_of_memory"))}
+        borrowed = {each for each in imports(tree_of(name)) if each.endswith((".report_error", ".out_of_memory"))}
         assert all(each.startswith("support.") for each in borrowed), name

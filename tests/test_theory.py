@@ -21,7 +21,7 @@ from docs.estimators import every_completion
 from model import Decoder
 from rollout import completion_logprobs, generate
 from skip import sample_mask
-from support.batches import pack
+from support.batches import pad_right
 from support.settings import Settings
 
 END, HORIZON, PROMPT = 0, 4, [1, 2]
@@ -61,7 +61,7 @@ class World:
 @pytest.fixture(scope="module")
 def world() -> World:
     completions = every_completion(HORIZON)
-    tokens, mask = pack(completions, "cpu")
+    tokens, mask = pad_right(completions, "cpu")
     sizes = {"vocab_size": 3, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "head_dim": 4}
     model = small_model(std=0.5, seed=1, num_attention_heads=2, **{"num_key_value_heads": 1} | sizes)
     rewards = torch.rand(len(completions), generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -26,7 +26,7 @@ from rollout import Rollout, completion_logprobs, generate
 from run import Run, set_up
 from skip import Bypass, fit_bypass
 from support import log as log_module
-from support.batches import micro_batches, pack
+from support.batches import micro_batches, pad_right
 from support.log import METRICS, Log
 from support.optimizer import Optimizer
 from support.pretrained import parse_config
@@ -240,7 +240,7 @@ def test_accuracies_are_of_the_full_model_on_the_first_problems_of_each_split(lo
     train.reinforce(run)
     everywhere, test = ["test", "wordings"], ["test"]
     assert [(call["problems"], call["temperature"]) for call in calls] == [
-        (run.tests[split][:3], temperature)
+        (run.test_splits[split][:3], temperature)
         for splits in (everywhere, test, everywhere)
         for split in splits
         for temperature in (0.0, 0.7)
@@ -265,7 +265,7 @@ def test_the_full_model_is_compared_on_the_nested_one_s_batch_and_streams(loop, 
     compared = [call for call in compared if call["n_samples"] == run.settings.samples]  # not an evaluation's
     assert len(calls) == 3 and all(any(call["skip"]) for call in calls)
     for skipping, full in zip(calls[1:], compared, strict=True):
-        assert skipping | {"skip": None, "bypass": None, "full_prompt": False} == full
+        assert skipping | {"skip": None, "bypass": None, "full_prefill": False} == full
     assert [row["full_mean_length"] is None for row in rows] == [True, False, False]
     untrained = loop(steps=1, lr=0.0)
     train.reinforce(untrained)
@@ -369,7 +369,7 @@ def test_gradients_of_micro_batches_are_added_up_in_float32():
             assert parameter.grad is None
             parameter.grad = torch.full_like(parameter, part)
         weights.collect_gradients()
-    weights.add_up()
+    weights.reduce_gradients()
     assert all((master.grad == 1 + 2**-8).all() for master in weights.masters)
 
 
@@ -615,9 +615,9 @@ def test_the_settings_reach_what_is_loaded(checkpoint, tmp_path, monkeypatch):
     run = set_up({"model": str(checkpoint), "out": str(tmp_path / "out"), "dataset": "gsm8k"} | flags)
     assert run.nested.valid == [2, 3]
     assert run.model.lm_head.weight.dtype == torch.bfloat16 and run.tokenizer.template == "Q: {question}"
-    assert [p.question for p in run.train + run.tests["test"]] == ["gsm8k, train", "gsm8k, test"]
+    assert [p.question for p in run.train + run.test_splits["test"]] == ["gsm8k, train", "gsm8k, test"]
     run = set_up({"model": str(checkpoint), "out": str(tmp_path / "arith"), "valid_layers": "2-3"})
-    assert {split: [p.question for p in problems] for split, problems in run.tests.items()} == {
+    assert {split: [p.question for p in problems] for split, problems in run.test_splits.items()} == {
         split: [f"arith, {split}"] for split in ("test", "wordings")
     }
 
@@ -1078,7 +1078,7 @@ def test_nested_models_are_measured_on_the_model_s_own_completions_of_train_prom
     assert sorted(call["prompts"]) == sorted(known) and call["skip"] is None and call["max_new_tokens"] == 6
     rollout = generate(**call)
     sequences = [p + row[m].tolist() for p, row, m in zip(call["prompts"], rollout.tokens, rollout.mask, strict=True)]
-    bypass = fit_bypass(run.model, *pack(sequences[4:], "cpu"), rank=8)
+    bypass = fit_bypass(run.model, *pad_right(sequences[4:], "cpu"), rank=8)
     torch.testing.assert_close(vars(run.nested.bypass), vars(bypass))
     for layer, alone in enumerate(run.nested.measured.order.alone):
         kept = []
@@ -1217,11 +1217,11 @@ def test_a_bypass_is_fitted_on_what_the_nested_model_reads(monkeypatch):
     """With prompts of three lengths: whole sequences, or their completions where the full model reads the prompts."""
     fits, model = spy(monkeypatch, nested, "fit_bypass"), small_model()
     prompts, completions = [[1], [2, 3, 4], [5, 6]], [[7, 8], [9], [10, 11, 12]]
-    for full_prompt in (False, True):
-        nested.fit_on_completions(model, "linear", prompts, completions, full_prompt)
+    for full_prefill in (False, True):
+        nested.fit_on_completions(model, "linear", prompts, completions, full_prefill)
         for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             read = fits[-1]["tokens"][row, fits[-1]["mask"][row]].tolist()
-            assert read == (completion if full_prompt else prompt + completion)
+            assert read == (completion if full_prefill else prompt + completion)
     assert nested.fit_on_completions(model, "identity", prompts, completions, True) is None
 
 
@@ -1229,21 +1229,21 @@ def test_where_the_full_model_reads_the_prompts_all_that_is_nested_knows(measuri
     """Rollouts, the bypass, and the acceptance by which layers are ordered."""
     sampled, fits, passes = (
         spy(monkeypatch, module, name)
-        for module, name in ((train, "generate"), (nested, "fit_bypass"), (nested, "hidden_after"))
+        for module, name in ((train, "generate"), (nested, "fit_bypass"), (nested, "completion_hidden"))
     )
     updates = spy(monkeypatch, train, "update")
     run = measuring(steps=1, skip_ratio=0.5, prefill="full", lr=0.0)
     train.reinforce(run)
     [fit], [update] = fits, updates
     assert not fit["mask"][:, :7].any(), "seven tokens of a prompt each"
-    assert {call["full_prompt"] for call in sampled if call["skip"]} == {True}
+    assert {call["full_prefill"] for call in sampled if call["skip"]} == {True}
     caches = [call["read"].cache for call in passes]
     assert any(call["skip"] for call in passes) and not any(cache.skip for cache in caches)
     assert len(set(map(id, caches))) == 1, "the prompts are read once for all masks"
     [skip] = {call["skip"] for call in sampled if call["skip"]}
     rollout = update["rollout"]
-    for full_prompt in (False, True):
+    for full_prefill in (False, True):
         logprobs, _ = completion_logprobs(
-            run.model, rollout.prompts, rollout.tokens, rollout.mask, 1.0, skip, run.nested.bypass, full_prompt
+            run.model, rollout.prompts, rollout.tokens, rollout.mask, 1.0, skip, run.nested.bypass, full_prefill
         )
-        assert torch.allclose(logprobs, rollout.logprobs, rtol=0, atol=1e-5) == full_prompt
+        assert torch.allclose(logprobs, rollout.logprobs, rtol=0, atol=1e-5) == full_prefill

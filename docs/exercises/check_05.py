@@ -24,7 +24,7 @@ def measured():
     figures = {}
     for layers in SKIPPED:
         skip = [layer in layers for layer in range(model.config.num_hidden_layers)]
-        rollout = generate(model, prompts, 4, 40, tokenizer.eos_ids, skip=skip, full_prompt=True)
+        rollout = generate(model, prompts, 4, 40, tokenizer.eos_ids, skip=skip, full_prefill=True)
         with torch.no_grad():
             target, _ = completion_logprobs(model, rollout.prompts, rollout.tokens, rollout.mask)
         log_rho = log_ratio(target, rollout.logprobs, rollout.mask)

@@ -9,8 +9,8 @@ import data
 import nested
 import skip
 from data import arith
-from rollout import hidden_after, read_prompts
-from support.batches import pack
+from rollout import completion_hidden, prefill
+from support.batches import pad_right
 from support.pretrained import load_model
 
 FIT, PROBE = 72, 16  # problems to fit on, and others to measure on
@@ -30,7 +30,7 @@ def world():
 def rows(world):
     """Prompts with their completions, as tokens, and the mask of the completions' positions, (B, T) each."""
     _, prompts, completions = world
-    tokens, mask = pack([p + y for p, y in zip(prompts[:FIT], completions[:FIT], strict=True)], "cpu")
+    tokens, mask = pad_right([p + y for p, y in zip(prompts[:FIT], completions[:FIT], strict=True)], "cpu")
     lengths = torch.tensor([len(prompt) for prompt in prompts[:FIT]])
     return tokens, mask & (torch.arange(mask.shape[1]) >= lengths[:, None])
 
@@ -94,7 +94,7 @@ def acceptance(world, fitted):
     Σ min(π, η) over tokens, the prompt read by the full model."""
     model, prompts, completions = world
     L, C = model.config.num_hidden_layers, model.config.hidden_size
-    (tokens, mask), prompts = pack(completions[FIT:], "cpu"), prompts[FIT:]
+    (tokens, mask), prompts = pad_right(completions[FIT:], "cpu"), prompts[FIT:]
 
     def bypass(matrices, biases):
         down, up = torch.stack([matrix.T for matrix in matrices]), torch.eye(C).expand(L, C, C)
@@ -102,13 +102,13 @@ def acceptance(world, fitted):
 
     _, _, means, matrices, biases = zip(*fitted, strict=True)
     kinds = {"nothing": None, "mean": bypass([torch.zeros(C, C)] * L, means), "linear": bypass(matrices, biases)}
-    read = read_prompts(model, prompts)
-    full = hidden_after(model, read, tokens, mask)
+    read = prefill(model, prompts)
+    full = completion_hidden(model, read, tokens, mask)
 
     def of(layers) -> dict[str, float]:
         skipped, accepted = tuple(layer in layers for layer in range(L)), {}
         for name, bypass in kinds.items():
-            states = hidden_after(model, read, tokens, mask, skipped, bypass)
+            states = completion_hidden(model, read, tokens, mask, skipped, bypass)
             accepted[name] = round(nested.overlap(full, states, model.lm_head.weight), 3)
         return accepted
 
