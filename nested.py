@@ -121,13 +121,7 @@ class NestedModels:
         if self.valid is not None:
             return bypass, None
         accepted = acceptance_of_masks(model, prompts[:PROBE], completions[:PROBE], bypass, full_prefill, s.temperature)
-        with tqdm(desc="measuring nested models", unit=" masks", leave=False, disable=no_bar()) as bar:
-
-            def counted(skip: tuple[bool, ...]) -> float:
-                bar.update()
-                return accepted(skip)
-
-            order = order_layers(counted, self.n_layers)
+        order = order_layers(accepted, self.n_layers)
         return bypass, from_rank_0(lambda: order)
 
 
@@ -236,15 +230,13 @@ class LayerOrder:
                 "and all before": (f"{together:.2f}" for together in self.together[start : start + len(layers)]),
             }
             lines += [f"{name:19}" + "".join(f"{cell:>5}" for cell in cells) for name, cells in rows.items()]
-        masks = math.comb(len(valid), n_skipped)
-        lines += [
-            f"Each batch skips {n_skipped} of these {len(valid)} layers: {masks:,} masks. "
-            f"The other {len(self.order) - len(valid)} stay.",
-            "The shares are of the nested model's tokens that the full model would accept.",
-            "Each next layer costs the least together with all before it: one that is cheap",
-            "alone may stay.",
-        ]
-        return "\n".join(["", *lines, ""])
+        masks, others = math.comb(len(valid), n_skipped), len(self.order) - len(valid)
+        return "\n".join([
+            "", *lines,
+            f"Each batch skips {n_skipped} of these {len(valid)} layers: {masks:,} masks. The other {others} stay.",
+            "Numbers: the share of the nested model's tokens that the full model accepts.",
+            "Layers are chosen greedily: each one is the cheapest to add to those before it.", "",
+        ])  # fmt: skip
 
 
 def order_layers(acceptance: Callable[[tuple[bool, ...]], float], n_layers: int) -> LayerOrder:
@@ -255,7 +247,10 @@ def order_layers(acceptance: Callable[[tuple[bool, ...]], float], n_layers: int)
     nearly always, which spares most of the L²/2 measurements (Minoux's accelerated greedy algorithm, 1978).
     """
 
+    bar = tqdm(desc="measuring nested models", unit=" masks", leave=False, disable=no_bar())
+
     def skipping(layers: list[int]) -> float:
+        bar.update()
         return acceptance(tuple(layer in layers for layer in range(n_layers)))
 
     alone = [skipping([layer]) for layer in range(n_layers)]
@@ -268,6 +263,7 @@ def order_layers(acceptance: Callable[[tuple[bool, ...]], float], n_layers: int)
             fresh.add(layer)
         order.append(layer)
         together.append(together[-1] - loss.pop(layer))
+    bar.close()
     return LayerOrder(alone, order, together[1:])
 
 
