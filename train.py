@@ -32,25 +32,26 @@ LR_WARMUP = 5  # steps over which the learning rate rises
 
 
 def reinforce(run: Run) -> None:
-    """The method: batches, each sampled under a skip mask of its own, each a step of the full model (or --updates)."""
+    """The method in seven steps, numbered as in README: batches, each sampled under a skip mask of its own, each a step
+    of the full model (or --updates)."""
     s, model, log = run.settings, run.model, run.log
     run.between_steps()
     for step in run.steps_to_go():
-        problems = draw_problems(run.train, s.prompts, step, s.seed)
+        problems = draw_problems(run.train, s.prompts, step, s.seed)  # 1 draw
         prompts = [run.tokenizer.encode_prompt(problem.question) for problem in problems]
         seed = s.seed * 2**32 + step * s.prompts  # of the problems' streams: seed, seed + 1, …
         run.measure_if_due(step)  # SKIP: which layers may go, and what they become
         skip = run.nested.skip_mask(step)  # SKIP
 
-        with log.phase("sample"):
+        with log.phase("sample"):  # 2 sample
             rollout = generate(
                 model, prompts, s.samples, s.max_new_tokens, run.tokenizer.eos_ids, s.temperature, seed=seed,
                 skip=skip, bypass=run.nested.bypass, full_prefill=s.prefill == "full",  # SKIP
             )  # fmt: skip
-        with log.phase("grade"):
+        with log.phase("grade"):  # 3 grade
             records = grade(run.tokenizer, problems, rollout, run.grader)
         rewards = torch.tensor([[record["reward"] for record in group] for group in records])  # (P, G)
-        advantages = group_advantages(rewards, s.advantage)  # (P, G)
+        advantages = group_advantages(rewards, s.advantage)  # 4 advantage, (P, G)
         figures = describe(rollout, rewards, advantages, log.seconds["seconds_sample"])
         figures["skipped_layers"] = [layer for layer, skipped in enumerate(skip) if skipped]  # SKIP
         if run.is_evaluated(step) and any(skip):  # SKIP
@@ -91,16 +92,16 @@ def update(
         prompts, tokens, mask = [rollout.prompts[row] for row in rows], rollout.tokens[at], rollout.mask[at]
         with torch.set_grad_enabled(has_signal):
             logprobs, entropy[at] = completion_logprobs(model, prompts, tokens, mask, s.temperature)  # log π, (n, T)
-        log_rho[at] = require_finite("the log-ratios are", log_ratio(logprobs, rollout.logprobs[at], mask))
+        log_rho[at] = require_finite("the log-ratios are", log_ratio(logprobs, rollout.logprobs[at], mask))  # 5 ratio
         if has_signal:
-            w = gradient_weights(s.gradient, log_rho[at], mask, s.truncation, s.retrace_lambda, s.bound)  # (n, T)
+            w = gradient_weights(s.gradient, log_rho[at], mask, s.truncation, s.retrace_lambda, s.bound)  # 6 weight
             loss = require_finite("the loss is", policy_loss(logprobs, w, advantages[at], mask, z))
             loss.backward()
             optimizer.collect_gradients()
             total += loss.item()
     log_rho, entropy, total = map(all_reduce, (log_rho, entropy, total))  # each process has its own micro-batches
     figures = {"lr": lr, "entropy": entropy[rollout.mask].mean().item()} | diagnostics(log_rho, rollout.mask)
-    norm = optimizer.step(lr, s.max_grad_norm) if advantages.any() else 0.0
+    norm = optimizer.step(lr, s.max_grad_norm) if advantages.any() else 0.0  # 7 update
     return figures | ({"loss": total, "grad_norm": norm} if norm else {}), log_rho
 
 

@@ -47,7 +47,8 @@ def test_functions_and_tests_that_the_equations_point_to_exist():
 
 def test_every_trouble_has_its_test():
     """A row of docs/troubles.md is a promise."""
-    rows = (ROOT / "docs" / "troubles.md").read_text(encoding="utf-8").partition("|---|")[2].splitlines()[1:]
+    rows = (ROOT / "docs" / "troubles.md").read_text(encoding="utf-8").partition("## What can go wrong")[2]
+    rows = rows.partition("|---|")[2].splitlines()[1:]
     tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
     for row in filter(None, rows[: rows.index("")]):
         names = re.findall(r"`(test_\w+)`", row.split("|")[4])
@@ -66,15 +67,35 @@ def test_flags_that_the_documents_name_exist():
     """What a reader copies from a page has to run."""
     flags = {f"--{field.name.replace('_', '-')}" for field in fields(Settings)}
     own = {"--split", "--problems", "--batch", "--step", "--problem", "--html"}  # of evaluate.py and look.py
-    elsewhere = {
-        "--help",
-        "--resume",
-        "--compare",
-        "--index-url",
-        "--nproc-per-node",
-    }  # the last two of pip and torchrun
-    for text in (README, METHOD):
-        assert set(re.findall(r"`[^`]*?(--[a-z][a-z-]+)", text)) <= flags | own | elsewhere
+    elsewhere = {"--help", "--resume", "--compare", "--index-url", "--nproc-per-node"}  # the last of pip and torchrun
+    for page in ("README.md", "docs/method.md", "docs/usage.md", "docs/data.md", "docs/troubles.md"):
+        named = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]+)", (ROOT / page).read_text(encoding="utf-8")))
+        assert named <= flags | own | elsewhere, page
+
+
+def test_the_readme_is_read_in_five_minutes():
+    """It has outgrown that before. What is longer belongs into docs/."""
+    assert len(README.splitlines()) <= 190 and len(README.split()) <= 1900
+
+
+def test_the_steps_of_the_method_have_the_same_names_and_numbers_everywhere():
+    """In README's table, in the picture, and as comments of train.py: whoever knows one finds the others."""
+    steps = re.findall(r"^\| \*\*(\d)\. (\w+)\*\*", README, re.M)
+    picture = (ROOT / "docs" / "picture.py").read_text(encoding="utf-8")
+    code = (ROOT / "train.py").read_text(encoding="utf-8")
+    assert [(number, name.lower()) for number, name in steps] == re.findall(r'"(\d)  (\w+)"', picture)
+    assert [(number, name.lower()) for number, name in steps] == re.findall(r"# (\d) (\w+)", code)
+
+
+def test_answers_are_compared_as_the_page_on_data_says():
+    """Its table has what is accepted for a reference, and what is not."""
+    table = (ROOT / "docs" / "data.md").read_text(encoding="utf-8").partition("| reference |")[2]
+    rows = re.findall(r"^\| `(.*?)` \| (.*?) \| (.*?) \|$", table, re.M)
+    assert len(rows) == 7
+    for answer, *columns in rows:
+        for said, column in zip((True, False), columns, strict=True):
+            for text in re.findall(r"`(?:#### )?(.*?)`", column):
+                assert reward.is_correct(f"#### {text}", answer) == said, (text, answer)
 
 
 def test_the_examples_of_the_readme_run():
