@@ -26,15 +26,16 @@ from support.graders import GRADERS
 
 DEFAULT_CAP = 2.0
 GROUPS = {  # the field that each group of flags begins with
-    "skip_ratio": "nested models",
-    "gradient": "correction",
-    "steps": "sampling and learning",
+    "model": "what most runs need",
+    "valid_layers": "nested models",
+    "cap": "correction",
+    "prompts": "sampling and learning",
     "warmup_epochs": "supervised warm-up",
     "eval_split": "evaluation and checkpoints",
-    "model": "model and data",
+    "adapter": "model and data",
     "dtype": "machine",
 }
-GONE = {  # flags of earlier versions: what replaces them
+REMOVED = {  # flags of earlier versions: what replaces them
     "is_level": "--gradient is (by token) or is-sequence",
     "is_cap": "--cap",
     "retrace_trace": "--gradient retrace (the product) or retrace-token",
@@ -63,7 +64,22 @@ def kind(f: Field) -> type:
 class Settings:
     """One run."""
 
+    model: str = option("", "folder of a checkpoint, or a hub id (default: the embedded model, data/tiny)")
+    dataset: str = option(
+        "arith", f"problems to train and test on: {', '.join(data.DATASETS)}, or a file *.jsonl, *.json"
+    )
     skip_ratio: float = option(0.3, "share of all layers to skip, 0 to 1", high=1)  # SKIP
+    gradient: str = option(
+        "is-sequence",
+        "weight of each token's gradient, which corrects for sampling from the nested model: none (on-policy); "
+        "importance sampling by token (is), sequence, prefix, or geometric mean; Retrace, or its factor of the token",
+        tuple(WEIGHTS),
+    )
+    steps: int = option(60, "batches of reinforced fine-tuning")
+    lora_rank: int = option(0, "rank R of adapters, which learn instead of the weights; 0: all weights learn")
+    device: str = option("auto", "cpu, cuda, cuda:1 or mps; auto: the best there is")
+    out: str = option("", "folder to write to (default: runs/ and the time)")
+
     valid_layers: str = option(  # SKIP
         "measured", "layers that may be skipped: measured, by the acceptance, border:K, or a list such as 2,5,8-11"
     )
@@ -73,17 +89,11 @@ class Settings:
         ("linear", "mean", "identity"),
     )
     prefill: str = option(  # SKIP
-        "full",
-        "who reads the prompts: full, the full model, and the nested one goes on from its keys and values; or nested",
+        "full", "which model reads the prompts: full, and the nested one continues from its keys and values, or nested",
         ("full", "nested"),
-    )
+    )  # fmt: skip
     measure_every: int = option(50, "steps between measurements of nested models", low=1)  # SKIP
 
-    gradient: str = option(
-        "is-sequence",
-        "how the gradient of each token is weighted, to correct for sampling from the nested model",
-        tuple(WEIGHTS),
-    )
     cap: float | None = option(None, "C, the cap of gradients whose name begins with is; 0: none (default: 2)")
     bound: str = option(
         "truncate", "weights beyond the cap: truncate them to C, or mask, 0 outside [1/C, C]", ("truncate", "mask")
@@ -92,7 +102,6 @@ class Settings:
     advantage: str = option("grpo", "baseline of a group's rewards", ("grpo", "mean", "rloo"))
     normaliser: str = option("tokens", "Z of the loss: tokens or completions of the batch, or a number")
 
-    steps: int = option(60, "batches of reinforced fine-tuning")
     prompts: int = option(8, "problems a batch", low=1)
     samples: int = option(8, "completions a problem, its group", low=2)
     max_new_tokens: int = option(128, "tokens of a completion at most; one that does not end earns 0", low=1)
@@ -118,26 +127,19 @@ class Settings:
     )  # fmt: skip
     eval_every: int = option(20, "steps between evaluations; also before the first and after the last step", low=1)
     eval_problems: int = option(500, "problems of an evaluation at most", low=1)
-    save_every: int = option(20, "steps between checkpoints, in the warm-up too; ten minutes at the latest", low=1)
+    save_every: int = option(20, "steps between checkpoints, in the warm-up too; ten minutes at most", low=1)
     keep: int = option(2, "checkpoints to keep: the last one and, beside it, older ones", low=1)
-    out: str = option("", "folder to write to; none: runs/ and the time")
 
-    model: str = option("", "folder of a checkpoint, or a hub id; none: the embedded one, data/tiny")
-    lora_rank: int = option(0, "rank R of LoRA adapters, which learn in place of the weights; 0: all weights learn")
-    adapter: str = option("", "folder of an adapter to go on from, with its rank; none: a new one")
-    dataset: str = option(
-        "arith", f"problems to train and test on: {', '.join(data.DATASETS)}, or a file *.jsonl, *.json"
-    )
-    data_dir: str = option("", "folder with the data set's files; none: a cache, filled by a download")
-    test_file: str = option("", "a file *.jsonl to test with, all of it; none: the data set's own test split")
-    prompt_template: str = option("", "prompt with {question} in it; none: the checkpoint's own chat template")
+    adapter: str = option("", "folder of a saved adapter to continue from, with its rank (default: a new one)")
+    data_dir: str = option("", "folder with the data set's files (default: a cache, filled by a download)")
+    test_file: str = option("", "a file *.jsonl to test with, all of it (default: the data set's own test split)")
+    prompt_template: str = option("", "prompt with {question} in it (default: the checkpoint's own chat template)")
     grader: str = option(
         "rules", "how answers that are no numbers are compared: by reward.py's rules, or by math-verify too", GRADERS
     )
 
     dtype: str = option("float32", "of the forward and backward passes; AdamW is float32", ("float32", "bfloat16"))
-    gradient_checkpointing: bool = option(False, "recompute blocks in the backward pass: less memory, more time")
-    device: str = option("auto", "cpu, cuda, cuda:1 or mps; auto: the best there is")
+    gradient_checkpointing: bool = option(False, "compute blocks again in the backward pass: less memory, more time")
     seed: int = option(0, "of the order of the problems, the masks and the completions", high=2**31 - 1)
 
     def __post_init__(self):
@@ -208,11 +210,15 @@ def words(given: dict) -> str:
 def parse(arguments: list[str] | None, description: str) -> tuple[dict, bool]:
     """The settings that were given, by name, and whether to resume."""
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        usage="python train.py [--flag value ...]",
+        description="\n\n".join(description.split("\n\n")[:2]),  # what it is, and an example
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, as if it had not stopped")
+    resume = "continue the run in --out, as if it had not stopped (default: off)"
+    parser.add_argument("--resume", action="store_true", help=resume)
     add_flags(parser)
-    given = with_whole_paths(vars(parse_strictly(parser, arguments, GONE)))
+    given = with_whole_paths(vars(parse_strictly(parser, arguments, REMOVED)))
     return given, given.pop("resume")
 
 
@@ -225,8 +231,8 @@ def add_flags(parser: argparse.ArgumentParser, names: tuple[str, ...] = ()) -> N
         if names and f.name not in names:
             continue
         about = {"default": argparse.SUPPRESS, "help": f.metadata["help"]}
-        if f.default not in ("", None, False):
-            about["help"] += f" (default: {f.default})"
+        if "(default:" not in about["help"]:
+            about["help"] += f" (default: {'off' if f.default is False else f.default})"
         if kind(f) is bool:
             about |= {"action": "store_true"}
         elif f.metadata["choices"]:
@@ -309,9 +315,9 @@ def read_settings(folder: Path) -> Settings:
         raw = json.loads(config.read_text(encoding="utf-8"))
         if not isinstance(raw, dict):
             raise ValueError(f"expected a JSON object, got {str(raw)[:80]}")
-        if gone := sorted(raw.keys() & GONE):
+        if gone := sorted(raw.keys() & REMOVED):
             raise ValueError(
-                f"written by an older version, with {flag(gone[0])} (in its place: {GONE[gone[0]]}); begin another "
+                f"written by an older version, with {flag(gone[0])} (in its place: {REMOVED[gone[0]]}); begin another "
                 f"run, with --model {config.parent / 'checkpoint'} to go on from its weights"
             )
         return Settings(**raw)

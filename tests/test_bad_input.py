@@ -20,7 +20,7 @@ import evaluate
 import train
 from data import svamp
 from docs import tiny
-from support.settings import GONE, GROUPS, Settings, with_whole_paths
+from support.settings import GROUPS, REMOVED, Settings, with_whole_paths
 
 RECORD = {"question": "Two and two?", "answer": "2 + 2 = <<2+2=4>>4\n#### 4"}
 CONTEXT = 256
@@ -158,7 +158,7 @@ def test_a_flag_that_is_not_there_is_refused_with_the_one_that_was_meant(complai
 
 def test_every_flag_that_is_gone_is_gone():
     """And none that is there is said to be."""
-    assert not GONE.keys() & {field.name for field in fields(Settings)} and len(fields(Settings)) <= 41
+    assert not REMOVED.keys() & {field.name for field in fields(Settings)} and len(fields(Settings)) <= 41
 
 
 @pytest.mark.parametrize(
