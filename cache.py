@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 class PromptCache:
-    """What a pass over P prompts leaves behind. The two caches below go on from it.
+    """What a pass over P prompts leaves behind. The two caches below continue from it.
 
     skip: the mask that the prompts are read under, L bools or None.  padding: (P,) int64, or None if there is none.
     """

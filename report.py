@@ -248,6 +248,9 @@ def print_report(folder: str | Path) -> None:
     print(f"\n{table(rows)}\n")
     if len(rows) > 1:
         print(curve(rows))
+        if any(row["skipped_layers"] for row in rows):
+            print("\nThe reward is what nested models earn. It is the full model that learns, so its")
+            print("accuracy can rise while their reward does not.")
         picture(folder / "curve.png", draw, rows, command(folder))
 
 

@@ -74,7 +74,7 @@ def generate(
 
     temperature: τ; 0 takes the most probable token, with log-probability 0 (a point mass).
     skip: L bools (D3).  bypass: what skipped blocks become (a `skip.Bypass`), None for the identity.
-    full_prefill: the full model reads the prompts, and the nested one goes on from its keys and values; else prompts
+    full_prefill: the full model reads the prompts, and the nested one continues from its keys and values; else prompts
         and completions have the same mask.
     seed: an int, or P ints; sample g of prompt p draws from the stream (seed[p], g), and an int s stands for s, s+1, …
         A completion depends on its prompt and its stream, not on the rest of the batch.

@@ -2,7 +2,7 @@
 
 train.py holds the method and hands it to `launch`. Every random number is a function of (seed, step), or fixed. So a
 checkpoint holds the weights, AdamW's moments, what nested models are made from, and how far the run has come
-(`Run.state`); `--resume` goes on as if it had never stopped.
+(`Run.state`); `--resume` continues as if it had never stopped.
 """
 
 import math
@@ -93,9 +93,9 @@ class Run:
             "writes to": f"{self.log.folder}",
         }
         if self.log.last:
-            lines["goes on"] = f"after step {self.step} of {self.last_step()} ({self.phase})"
+            lines["continues"] = f"after step {self.step} of {self.last_step()} ({self.phase})"
             if self.phase == "reinforce" and self.step == s.steps:
-                lines["goes on"] = "no further: it is complete; a larger --steps extends it"
+                lines["continues"] = "not: already complete; raise --steps to continue"
         if self.tokenizer.tells_date:
             lines["prompts say"] = f"{self.tokenizer.now:%d %B %Y}, to the end of the run"
         return "\n".join(f"{name:12}{value}" for name, value in lines.items())
@@ -239,7 +239,7 @@ def set_up(given: dict, resume: bool = False) -> Run:
     run = checkpoint.newest_intact(saved, load) if saved else load()
     if resume and not saved:  # it was killed before its first checkpoint
         if (out / "metrics.jsonl").exists() and '"reinforce"' in (out / "metrics.jsonl").read_text(encoding="utf-8"):
-            raise ValueError(f"--resume: {out} has steps in its metrics.jsonl, but no checkpoint to go on from")
+            raise ValueError(f"--resume: {out} has steps in its metrics.jsonl, but no checkpoint to continue from")
         run.log.rewind(run.log.sizes)
     if not resume:
         run.log.folder, lock = checkpoint.claim_new(out, any_name=not s.out)
@@ -300,7 +300,7 @@ def launch(learn: Callable[[Run], None], description: str, arguments: list[str] 
         saved = run.saved and f"{'warm-up ' * (run.saved['phase'] == 'warmup')}step {run.saved['step']}"
         print(f"checkpoint: {run.log.folder / 'checkpoint'} (after {saved})" if saved else "checkpoint: none")
         if status and can_go_on:
-            print(f"go on with: {command_to_resume(run.log.folder)}", flush=True)
+            print(f"continue with: {command_to_resume(run.log.folder)}", flush=True)
     if status == 0:
         distributed.leave()
     return 1 if status == 2 else status  # 2 is for what the user gave, which set_up has checked
@@ -308,7 +308,7 @@ def launch(learn: Callable[[Run], None], description: str, arguments: list[str] 
 
 def run_to_end(run: Run, learn: Callable[[Run], None]) -> tuple[int, bool]:
     """The run itself. Whatever ends it leaves its last boundary in DIR/checkpoint; trouble of the numbers leaves the
-    checkpoint before. Returns the exit status, and whether to go on may help."""
+    checkpoint before. Returns the exit status, and whether continuing may help."""
     try:
         tqdm.write(run.summary())
         learn(run)

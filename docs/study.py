@@ -47,7 +47,7 @@ def call(command: list, log: Path) -> None:
     """Runs a script of the project; ChildProcessError that names the log where it fails."""
     with log.open("a", encoding="utf-8") as file:
         if subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, stdout=file, stderr=file).returncode:
-            raise ChildProcessError(f"{command[0]} failed, see {log}; the same command goes on from there")
+            raise ChildProcessError(f"{command[0]} failed, see {log}; the same command continues from there")
 
 
 def log_of(folder: Path) -> Path:

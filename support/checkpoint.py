@@ -152,7 +152,7 @@ def newest_intact(saved: list[Path], load: Callable[[Path], T]) -> T:
             errors.append(error or ValueError(f"{folder}: another process could not read it"))
             continue
         if errors:
-            warnings.warn(f"{errors[0]}; going on from {folder}", stacklevel=1)
+            warnings.warn(f"{errors[0]}; continuing from {folder}", stacklevel=1)
             on_rank_0(lambda: mark_broken(saved[: len(errors)]))
         return loaded
     raise errors[0]
@@ -173,7 +173,7 @@ def refuse_a_run(folder: Path) -> None:
     if inside := next(folder.glob("*/metrics.jsonl"), None):
         raise FileExistsError(f"--out {folder} is a folder of runs, {inside.parent.name} among them; name one in it")
     if (folder / "metrics.jsonl").exists() or (folder / "checkpoint").exists():
-        raise FileExistsError(f"--out {folder} already holds a run; name another folder, or go on with it (--resume)")
+        raise FileExistsError(f"--out {folder} already holds a run; name another folder, or continue it (--resume)")
     if settings.exists() and b'"skip_ratio"' not in settings.read_bytes():
         raise FileExistsError(f"--out {folder} holds a model, or another config.json; name another folder for the run")
 

@@ -228,7 +228,7 @@ def find_checkpoint(folder_or_hub_id: str | Path) -> Path:
     except Exception as error:  # the network's errors come from several libraries
         raise ConnectionError(
             f"{name}: could not be downloaded from the Hugging Face hub ({type(error).__name__}: "
-            f"{in_short(error)}); what has come is kept, and the same command goes on from there"
+            f"{in_short(error)}); what has come is kept, and the same command continues from there"
         ) from None
 
 

@@ -284,7 +284,7 @@ def parse_strictly(
 def settings_of(given: dict) -> Settings:
     """The settings of the run in --out, of which --steps may be raised; with another setting it is another run."""
     if not given.get("out"):
-        raise ValueError("--resume needs --out, the folder of the run to go on with")
+        raise ValueError("--resume needs --out, the folder of the run to continue")
     try:
         s = read_settings(Path(os.path.expanduser(given["out"])))
     except FileNotFoundError as error:
@@ -318,7 +318,7 @@ def read_settings(folder: Path) -> Settings:
         if gone := sorted(raw.keys() & REMOVED):
             raise ValueError(
                 f"written by an older version, with {flag(gone[0])} (in its place: {REMOVED[gone[0]]}); begin another "
-                f"run, with --model {config.parent / 'checkpoint'} to go on from its weights"
+                f"run, with --model {config.parent / 'checkpoint'} to continue from its weights"
             )
         return Settings(**raw)
     except (ValueError, TypeError) as error:

@@ -234,7 +234,7 @@ def test_all_fall_back_together_where_a_checkpoint_is_broken_and_a_measurement_c
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     (tmp_path / "cut" / "checkpoint" / "model.safetensors").write_bytes(b"x")
     said = run(2, script, "--out", tmp_path / "cut", "--resume")
-    assert said.count(f"going on from {tmp_path / 'cut' / 'checkpoint-2'}") == 1
+    assert said.count(f"continuing from {tmp_path / 'cut' / 'checkpoint-2'}") == 1
     assert difference(tmp_path / "cut", tmp_path / "whole") == 0
 
 

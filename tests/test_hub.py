@@ -162,7 +162,7 @@ def test_a_hub_that_goes_on_dropping_is_named_and_the_next_run_repairs(hub, publ
     monkeypatch.setattr("time.sleep", lambda _: None)  # between the client's attempts
     hub.drops = 10**9  # each leaves half of the rest, at last nothing
     status, line = complaint()
-    assert status == 1 and NAME in line and "could not be downloaded" in line and "goes on from there" in line
+    assert status == 1 and NAME in line and "could not be downloaded" in line and "continues from there" in line
     hub.drops = 0
     assert same(find_checkpoint(NAME), published)
 

@@ -159,21 +159,21 @@ def test_whatever_ends_a_run_leaves_its_last_boundary(
     checkpoint, whole_run, tmp_path, monkeypatch, capsys, moment, error, status, boundary
 ):
     """Ctrl-C, SIGTERM, want of memory or of room: a step that was begun is dropped, since nothing has changed yet. The
-    last lines name the checkpoint and the whole command that goes on."""
+    last lines name the checkpoint and the whole command that continues."""
     out = str(tmp_path / "out")
     with monkeypatch.context() as context:
         strike(context, *MOMENTS[moment], error)
         assert train.main([*FLAGS, "--model", str(checkpoint), "--out", out, "--save-every", "1000"]) == status
     *_, saved, command = capsys.readouterr().out.splitlines()
     assert saved == f"checkpoint: {out}/checkpoint (after {boundary})"
-    assert command == f"go on with: python train.py --out {out} --resume"
+    assert command == f"continue with: python train.py --out {out} --resume"
     assert train.main(command.split("train.py ")[1].split()) == 0
     assert_same(tmp_path / "out", whole_run)
 
 
 @pytest.mark.parametrize("moment", ["the boundary of step 2", pytest.param("half a line", marks=pytest.mark.slow)])
 def test_a_line_that_cannot_be_written_makes_no_boundary(checkpoint, whole_run, tmp_path, monkeypatch, moment):
-    """A full disk between the optimiser's step and its line: weights without their line are no state to go on from."""
+    """A full disk between the optimiser's step and its line: weights without their line are no state to save."""
     out = str(tmp_path / "out")
     with monkeypatch.context() as context:
         strike(context, *MOMENTS[moment], OSError(28, "No space left on device"))
@@ -334,7 +334,7 @@ def another_model(out: Path) -> None:
         (lambda out: (out / "metrics.jsonl").write_text(""), "metrics.jsonl: shorter than"),
         (lambda out: (out / "config.json").write_text('{"speed": 3}'), "not the settings of a run"),
         (lambda out: (out / "config.json").write_text("[]"), "not the settings of a run"),
-        (lambda out: [shutil.rmtree(path) for path in out.glob("checkpoint*")], "no checkpoint to go on from"),
+        (lambda out: [shutil.rmtree(path) for path in out.glob("checkpoint*")], "no checkpoint to continue from"),
         (lambda out: (out / "config.json").write_text('{"lr": -1}'), "--lr is -1"),
         (lambda out: (out / "config.json").write_text('{"lr": "fast"}'), "lr is 'fast'"),
         (lambda out: (out / "config.json").unlink(), "no run in"),
@@ -367,8 +367,8 @@ def test_a_checkpoint_that_a_power_cut_has_ruined_gives_way_to_the_one_before(
     path = stopped / "checkpoint" / name
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * left)])
     assert train.main(["--out", str(stopped), "--resume"]) == 0
-    [warning] = [str(w.message) for w in recwarn if "going on from" in str(w.message)]
-    assert str(stopped / "checkpoint") in warning and warning.endswith(f"going on from {stopped / 'checkpoint-0'}")
+    [warning] = [str(w.message) for w in recwarn if "continuing from" in str(w.message)]
+    assert str(stopped / "checkpoint") in warning and warning.endswith(f"continuing from {stopped / 'checkpoint-0'}")
     assert_same(stopped, whole_run)
     assert (stopped / "checkpoint.broken").is_dir(), "else it would be kept in place of a whole one"
     states = [folder / "training" / "state.json" for folder in saving.checkpoints(stopped)]
@@ -469,9 +469,9 @@ def test_a_folder_of_runs_is_no_place_for_a_run_and_a_run_no_checkpoint(stopped,
 def test_a_resume_says_where_it_goes_on(stopped, capsys):
     """And that a run is complete, which would look like nothing having happened."""
     assert train.main(["--out", str(stopped), "--resume"]) == 0
-    assert "goes on     after step 1 of 4 (reinforce)" in capsys.readouterr().out
+    assert "continues   after step 1 of 4 (reinforce)" in capsys.readouterr().out
     assert train.main(["--out", str(stopped), "--resume"]) == 0
-    assert "goes on     no further: it is complete" in capsys.readouterr().out
+    assert "continues   not: already complete" in capsys.readouterr().out
 
 
 def test_a_shared_checkpoint_can_be_read_by_a_class(stopped):

@@ -473,7 +473,7 @@ def test_tokens_per_second_are_those_of_sampling_and_both_kinds_of_samples_are_k
 @pytest.mark.parametrize("moment", ["the optimiser's step", "the line of metrics.jsonl"])
 @pytest.mark.parametrize("phase", ["warmup", "reinforce"])
 def test_a_signal_waits_for_the_end_of_a_step(loop, paid, number, moment, phase):
-    """Weights that moved and a step that was not counted, or not written down, are no state to go on from; the key is
+    """Weights that moved and a step that was not counted, or not written down, are no state to save; the key is
     heard right after."""
     run = loop(lr=0.1, warmup_epochs=1, warmup_batch=5)
     run.model.bfloat16()
@@ -822,7 +822,7 @@ def test_numbers_that_are_not_finite_stop_the_run_and_keep_the_last_good_checkpo
 
 
 def test_weights_that_are_not_finite_are_not_saved_at_ctrl_c(run, easy_reward, monkeypatch):
-    """The step that spoiled them is a boundary, but no checkpoint to go on from."""
+    """The step that spoiled them is a boundary, but no checkpoint to continue from."""
     original = Optimizer.step
 
     def step(self, *arguments):
