@@ -12,7 +12,6 @@ than the full one (π), and writes it too often; blue where less. Then one compl
 
 import argparse
 import contextlib
-import html
 import json
 import os
 import shutil
@@ -34,6 +33,8 @@ from rollout import completion_hidden, generate, log_softmax, prefill
 from support import lora
 from support.graders import make_grader
 from support.log import read, report_error
+from support.page import Row
+from support.page import page as html_page
 from support.pretrained import check_context, find_checkpoint, load_model
 from support.settings import Settings, add_flags, flag, parse_strictly, read_settings, with_whole_paths
 from support.tokenizer import Tokenizer
@@ -51,17 +52,18 @@ COLOURS = {  # of a level: xterm's number, and the same for a page; the darker, 
 }
 SCALE = (-2.0, -1.0, -0.5, -0.1, 0.0, 0.1, 0.5, 1.0, 2.0)
 LEGEND = (
-    "{}: the nested model (η) likes the token more than the full one (π); {}: less. ρ = π/η; accepted = Π min(1, ρ), "
-    "the share of such completions that the full model would accept; advantage: the reward against its group's"
+    "{}: the nested model (η) likes the token more than the full one (π), and writes it too often; {}: less.",
+    "Πρ: the product of the ratios. accepted: Π min(1, ρ), the share of such completions that the full model would "
+    "accept. advantage: the reward against its group's.",
 )
-STYLE = """
-body { font: 15px/1.5 sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #111; background: #fff }
-h1 { font-size: 1.1em } summary { cursor: pointer; margin-top: 1.2em }
-.text { font-size: 1.15em; white-space: pre-wrap }
-table { border-collapse: collapse; margin: .6em 0 } th { border-bottom: 1px solid #999 }
-th, td { padding: .1em .6em; text-align: right; font: 13px monospace }
-td:nth-child(2), td:last-child { white-space: pre }
-"""
+COLUMNS = {  # of the table of tokens, besides the weights
+    "t": "position in the completion",
+    "token": f"as it was written; {END} ends the completion, ↵ is a new line, ∅ no text of its own",
+    "π": "probability of the token under the full model",
+    "η": "probability under the nested model, which wrote it",
+    "ρ": "their ratio, π/η",
+    "rather": "what the full model finds most probable here, if that is another token",
+}
 
 
 @dataclass
@@ -89,7 +91,7 @@ class Completion:
         log_rho = self.log_rho[None]
         ones = torch.ones_like(log_rho, dtype=torch.bool)
         return torch.cat(
-            [gradient_weights(kind, log_rho, ones, s.truncation, s.retrace_lambda, s.bound) for kind in WEIGHTS]
+            [gradient_weights(kind, log_rho, ones, s.effective_cap, s.retrace_lambda, s.bound) for kind in WEIGHTS]
         )
 
 
@@ -251,14 +253,14 @@ def wrapped(completion: Completion, width: int, colour: bool) -> list[str]:
 
 
 def head(n: int, c: Completion) -> str:
-    said = "right" if c.record["correct"] else "wrong" if c.record["ended"] else "cut off"
+    said = "right" if c.record["correct"] else "wrong" if c.record["ended"] else "unfinished"
     earned = f"{n}  {said}  reward {c.record['reward']:g}  advantage {c.advantage:+.2f}"
     return f"{earned}  Πρ {c.log_rho.sum().exp().item():.3g}  accepted {c.acceptance:.2f}"
 
 
 def facts(group: Group) -> list[str]:
     s, layers = group.settings, ", ".join(map(str, group.skipped)) or "none"
-    bound = "no cap" if s.truncation is None else f"cap {s.truncation:g} ({s.bound})"
+    bound = "no cap" if s.effective_cap is None else f"cap {s.effective_cap:g} ({s.bound})"
     sampling = f"bypass {s.bypass}, prompt read by the {s.prefill} model, temperature {s.temperature:g}"
     return [
         f"{group.where}; skipped layers: {layers}; {sampling}; {bound}, λ {s.retrace_lambda:g}",
@@ -290,7 +292,8 @@ def terminal(group: Group, chosen: int, width: int, colour: bool) -> str:
     lines = [line for fact in facts(group) for line in textwrap.wrap(fact, width, break_on_hyphens=False)]
     if colour:
         lines.append("log ρ  " + "".join(painted(f" {far:g} ", far, True) for far in SCALE))
-    lines += textwrap.wrap(LEGEND.format(*(("orange", "blue") if colour else ("↓", "↑"))), width)
+    for line in LEGEND:
+        lines += textwrap.wrap(line.format(*(("Orange", "blue") if colour else ("↓", "↑"))), width)
     for n, completion in enumerate(group.completions):
         lines += ["", head(n, completion), *(f"   {line}" for line in wrapped(completion, width - 3, colour))]
     letters = string.ascii_lowercase[: len(WEIGHTS)]
@@ -301,47 +304,44 @@ def terminal(group: Group, chosen: int, width: int, colour: bool) -> str:
     ]
     chosen = group.completions[chosen]
     rows = table(chosen, group.settings)
-    names = ["t", "token", "π", "η", "ρ", *letters, "rather"]
+    names = [*list(COLUMNS)[:-1], *letters, "rather"]
     widths = [min(12, max(map(len, column))) for column in zip(names, *rows, strict=True)]
     for row, log_rho in zip([names, *rows], [0.0, *chosen.log_rho.tolist()], strict=True):
         cells = [cell[:size].rjust(size) for cell, size in zip(row[:-1], widths, strict=False)]
         left = width - len(" ".join(cells)) - 1
         cells[1] = painted(cells[1], log_rho, True) if colour else cells[1]
         lines.append(" ".join([*cells, row[-1][: max(0, left)]]).rstrip())
+    meanings = "; ".join(f"{name}: {said}" for name, said in COLUMNS.items())
+    lines += ["", *textwrap.wrap(f"{meanings}.", width, break_on_hyphens=False)]
     return "\n".join(lines)
 
 
 def page(group: Group, chosen: int) -> str:
-    """The same as one file of HTML without scripts: a completion opens on a click."""
-    where, *told = (html.escape(fact) for fact in facts(group))
-    names = ["t", "token", "π", "η", "ρ", *WEIGHTS, "rather"]
-    header = "".join(f"<th>{html.escape(name)}</th>" for name in names)
-    parts = [f"<h1>{where}</h1>", *(f"<p>{fact}</p>" for fact in told)]
-    parts.append("<p>log ρ " + "".join(f"<span{ground(far)}>&ensp;{far:g}&ensp;</span>" for far in SCALE) + "</p>")
-    legend = html.escape(LEGEND.format("orange", "blue"))
-    parts.append(f"<p>{legend}. The numbers of a token are under the pointer; a completion opens on a click.</p>")
-    for n, completion in enumerate(group.completions):
-        rows, log_rhos = table(completion, group.settings), completion.log_rho.tolist()
-        text, body = "", ""
-        for token, row, log_rho in zip(completion.tokens, rows, log_rhos, strict=True):
-            numbers = ", ".join(f"{name} {cell}" for name, cell in zip(names[2:], row[2:], strict=True) if cell)
-            tip = html.escape(f"token {row[0]}: {numbers}", quote=True)
-            broken = html.escape(row[1]) + "<br>" * token.count("\n")
-            text += f'<span title="{tip}"{ground(log_rho)}>{broken}</span>'
-            cells = [f"<td>{html.escape(cell)}</td>" for cell in row]
-            cells[1] = f"<td{ground(log_rho)}>{html.escape(row[1])}</td>"
-            body += f"<tr>{''.join(cells)}</tr>\n"
-        opened = " open" * (n == chosen)
-        parts.append(
-            f"<details{opened}><summary>{head(n, completion)}<div class=text>{text}</div></summary>"
-            f"<table><tr>{header}</tr>\n{body}</table></details>"
-        )
-    return f"<!doctype html>\n<meta charset=utf-8><title>{where}</title><style>{STYLE}</style>\n" + "\n".join(parts)
+    """The same as one file of HTML."""
+    s, (where, *asked) = group.settings, facts(group)
+    weights = {kind: f"weight of the token's gradient, --gradient {kind}" for kind in WEIGHTS}
+    names = [*list(COLUMNS)[:-1], *WEIGHTS, "rather"]
+    completions = []
+    for n, c in enumerate(group.completions):
+        rows = zip(table(c, s), c.tokens, c.log_rho.tolist(), strict=True)
+        shown = [Row(cells, text, log_rho, colour_of(log_rho)) for cells, text, log_rho in rows]
+        completions.append((head(n, c), shown))
+    return html_page(
+        title=asked[0],
+        facts=[asked[1], where, *(line.format("Orange", "blue") for line in LEGEND),
+               "The numbers of a token are under the pointer; a completion opens on a click."],
+        scale=[(f"{far:g}", colour_of(far)) for far in SCALE],
+        columns={name: (COLUMNS | weights)[name] for name in names},
+        kinds=list(WEIGHTS),
+        settings={"kind": s.gradient, "cap": s.effective_cap or 0, "bound": s.bound, "lam": s.retrace_lambda},
+        completions=completions,
+        chosen=chosen,
+    )  # fmt: skip
 
 
-def ground(log_rho: float) -> str:
+def colour_of(log_rho: float) -> str:
     far = level(log_rho)
-    return f' style="background:{COLOURS[far][1]}"' if far else ""
+    return COLOURS[far][1] if far else ""
 
 
 def has_colours() -> bool:

@@ -93,7 +93,7 @@ class Run:
             "writes to": f"{self.log.folder}",
         }
         if self.log.last:
-            lines["continues"] = f"after step {self.step} of {self.last_step()} ({self.phase})"
+            lines["continues"] = f"after step {self.step} of {self.final_step()} ({self.phase})"
             if self.phase == "reinforce" and self.step == s.steps:
                 lines["continues"] = "not: already complete; raise --steps to continue"
         if self.tokenizer.tells_date:
@@ -104,10 +104,10 @@ class Run:
 
     def steps_to_go(self) -> Iterable[int]:
         """The steps of this phase that are still to be taken."""
-        last, bar = self.last_step(), {"desc": self.phase, "leave": False, "disable": distributed.no_bar()}
+        last, bar = self.final_step(), {"desc": self.phase, "leave": False, "disable": distributed.no_bar()}
         return tqdm(range(self.step + 1, last + 1), initial=self.step, total=last, **bar)
 
-    def last_step(self) -> int:
+    def final_step(self) -> int:
         """The number of this phase's last step."""
         s = self.settings
         return s.steps if self.phase == "reinforce" else math.ceil(s.warmup_epochs * len(self.train) / s.warmup_batch)
@@ -124,9 +124,9 @@ class Run:
         """Completes a step: counts it and writes its line of metrics. To be called in `completing_step`."""
         self.optimizer.consistent = False
         self.step = step
-        line = self.log.write(self.phase, step, self.last_step(), figures, samples)
+        line = self.log.write(self.phase, step, self.final_step(), figures, samples)
         self.optimizer.consistent = True
-        if self.phase == "reinforce" or step % 20 == 0 or step in (1, self.last_step()):
+        if self.phase == "reinforce" or step % 20 == 0 or step in (1, self.final_step()):
             tqdm.write(line)  # after the boundary: a closed terminal undoes nothing
         if self.phase == "reinforce" and step == 1:  # SKIP
             nested.warn_if_too_far(figures)
@@ -149,7 +149,7 @@ class Run:
             self.save()
         if self.phase == "reinforce" and self.is_evaluated(self.step) and self.log.last != ("evaluate", self.step):
             self.evaluate()
-        if self.step % self.settings.save_every == 0 or self.step == self.last_step():
+        if self.step % self.settings.save_every == 0 or self.step == self.final_step():
             self.save()
 
     def evaluate(self) -> None:

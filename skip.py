@@ -8,7 +8,8 @@ D3  a mask skips round(ratio · L) of them, drawn uniformly without replacement;
 
 A mask is a tuple of L bools, True = skipped, and is an argument of `Decoder.forward`. The trainer draws a new one for
 every batch, so the behaviour policy of a whole run is the mixture over masks. The paper's identity may give way to a
-`Bypass`, the next argument: what is added instead of the block's update.
+`Bypass`: what is added instead of the block's update. To make something else of a skipped layer, change `Bypass` and
+`fit_bypass`: `Decoder.hidden` calls the one, nested.py the other, by --bypass.
 
     L layers   C hidden_size   R rank of a bypass   B rows   T tokens
 """

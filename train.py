@@ -28,7 +28,7 @@ from support.log import groups
 from support.optimizer import Optimizer
 from support.settings import Settings
 
-LR_WARMUP = 5  # steps over which the learning rate rises
+LR_RAMP = 5  # steps over which the learning rate rises
 
 
 def reinforce(run: Run) -> None:
@@ -58,7 +58,7 @@ def reinforce(run: Run) -> None:
             with log.phase("evaluate"):
                 figures |= compare_with_full(model, run.tokenizer, problems, s, seed, run.grader)
 
-        lr = s.lr * min(1.0, step / LR_WARMUP)
+        lr = s.lr * min(1.0, step / LR_RAMP)
         with run.completing_step():  # from the first move of the weights to the boundary nothing interrupts
             with log.phase("update"):
                 for _ in range(s.updates):
@@ -66,7 +66,7 @@ def reinforce(run: Run) -> None:
                     figures |= of_update
                     if "loss" not in of_update:  # nothing moved, nor would it again
                         break
-                figures["stepped"] = not run.at_boundary
+                figures["stepped"] = "loss" in figures
             samples = groups(step, records, rollout, log_rho, advantages) if run.is_evaluated(step) else []
             run.record_step(step, figures, samples)
         run.between_steps()
@@ -87,14 +87,15 @@ def update(
     z = normaliser(rollout.mask, s.normaliser)
     log_rho, entropy = torch.zeros_like(rollout.logprobs), torch.zeros_like(rollout.logprobs)  # (N, T)
     advantages, total = advantages.to(log_rho), 0.0
-    for rows, has_signal in micro_batches(rollout.prompts, rollout.mask, advantages != 0, s.micro_batch_tokens):
+    has_advantages = advantages != 0  # (N,): none has one in a zero-variance group, which goes forward only
+    for rows, has_advantage in micro_batches(rollout.prompts, rollout.mask, has_advantages, s.micro_batch_tokens):
         at = torch.tensor(rows, device=model.device)
         prompts, tokens, mask = [rollout.prompts[row] for row in rows], rollout.tokens[at], rollout.mask[at]
-        with torch.set_grad_enabled(has_signal):
+        with torch.set_grad_enabled(has_advantage):
             logprobs, entropy[at] = completion_logprobs(model, prompts, tokens, mask, s.temperature)  # log π, (n, T)
         log_rho[at] = require_finite("the log-ratios are", log_ratio(logprobs, rollout.logprobs[at], mask))  # 5 ratio
-        if has_signal:
-            w = gradient_weights(s.gradient, log_rho[at], mask, s.truncation, s.retrace_lambda, s.bound)  # 6 weight
+        if has_advantage:
+            w = gradient_weights(s.gradient, log_rho[at], mask, s.effective_cap, s.retrace_lambda, s.bound)  # 6 weight
             loss = require_finite("the loss is", policy_loss(logprobs, w, advantages[at], mask, z))
             loss.backward()
             optimizer.collect_gradients()
@@ -127,7 +128,7 @@ def describe(rollout: Rollout, rewards: Tensor, advantages: Tensor, seconds: flo
 
 def warm_up(run: Run) -> None:
     """Supervised learning of the train split's rationales. It ends at the boundary before the first reinforced step."""
-    s, model, steps = run.settings, run.model, run.last_step()
+    s, model, steps = run.settings, run.model, run.final_step()
     for step in run.steps_to_go():
         problems = draw_problems(run.train, s.warmup_batch, step, s.seed)
         prompts = [run.tokenizer.encode_prompt(problem.question) for problem in problems]

@@ -11,17 +11,18 @@ from torch import Tensor
 from support.distributed import balanced, deal
 
 
-def micro_batches(prompts: list[list[int]], mask: Tensor, has_signal: Tensor, budget: int) -> list[tuple[list, bool]]:
+def micro_batches(
+    prompts: list[list[int]], mask: Tensor, has_advantages: Tensor, budget: int
+) -> list[tuple[list, bool]]:
     """Micro-batches of at most `budget` tokens, as (rows, whether they have a gradient); of several processes each gets
     its own.
 
-    mask: (N, T) of the completions.  has_signal: (N,) bool; rows without a signal go apart, for they need no backward
-    pass.
+    mask: (N, T) of the completions.  has_advantages: (N,) bool; rows without one go apart, for they need no backward pass.
     """
     lengths, batches = mask.sum(dim=1).tolist(), []
     budget = balanced(budget, mask.numel())
     for signal in (True, False):
-        rows = (has_signal == signal).nonzero()[:, 0].tolist()
+        rows = (has_advantages == signal).nonzero()[:, 0].tolist()
         batches += [(batch, signal) for batch in cut_by_tokens(rows, prompts, lengths, budget)]
     tokens = [tokens_of(rows, prompts, lengths) for rows, _ in batches]
     return deal(batches, [n * (3 if signal else 1) for n, (_, signal) in zip(tokens, batches, strict=True)])

@@ -169,11 +169,11 @@ class Settings:
                     f"gradient whose name begins with {prefix}, or no {flag(name)}"
                 )
         one = torch.ones(1, 1)  # losses.py says what else cannot be
-        gradient_weights(self.gradient, 0 * one, one, self.truncation, self.retrace_lambda, self.bound)
+        gradient_weights(self.gradient, 0 * one, one, self.effective_cap, self.retrace_lambda, self.bound)
         normaliser(one, self.normaliser)
 
     @property
-    def truncation(self) -> float | None:
+    def effective_cap(self) -> float | None:
         """C of the importance weights, for `losses.gradient_weights`; None: no truncation."""
         return DEFAULT_CAP if self.cap is None else self.cap or None
 

@@ -322,8 +322,8 @@ def test_loss_and_gradient_are_those_of_the_settings(settings, arguments):
 def test_completions_of_similar_length_share_a_micro_batch():
     """Padding is computed like any token: a short completion beside a long one would cost as much."""
     mask = torch.arange(6) < torch.tensor([5, 1, 3, 4, 2, 6])[:, None]
-    has_signal = torch.tensor([True, True, False, True, True, True])
-    batches = micro_batches([[1]] * 6, mask, has_signal, 11)
+    has_advantage = torch.tensor([True, True, False, True, True, True])
+    batches = micro_batches([[1]] * 6, mask, has_advantage, 11)
     assert batches == [([1, 4], True), ([3, 0], True), ([5], True), ([2], False)]
 
 
