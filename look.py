@@ -129,17 +129,9 @@ def sampled(s: Settings, split: str, number: int, step: int) -> Group:
             nested.measure(step)
     skip, prompt = nested.skip_mask(step), tokenizer.encode_prompt(problem.question)
     rollout = generate(
-        model,
-        [prompt],
-        s.samples,
-        s.max_new_tokens,
-        tokenizer.eos_ids,
-        s.temperature,
-        skip,
-        s.seed,
-        nested.bypass,
-        s.prefill == "full",
-    )
+        model, [prompt], s.samples, s.max_new_tokens, tokenizer.eos_ids, s.temperature,
+        skip=skip, seed=s.seed, bypass=nested.bypass, full_prefill=s.prefill == "full",
+    )  # fmt: skip
     (records,) = grade(tokenizer, [problem], rollout, make_grader(s.grader))
     advantages = group_advantages(torch.tensor([[record["reward"] for record in records]]), s.advantage)[0]
     completions = []

@@ -116,8 +116,8 @@ class Run:
         return step % self.settings.eval_every == 0 or step == self.settings.steps
 
     def completing_step(self):
-        """A context for a step's updates and `advance`: a signal ends it at once while no weight has moved, and waits
-        for the boundary from then on."""
+        """A context for a step's updates and `record_step`. Ctrl-C or SIGTERM ends it at once if no weight has moved,
+        and waits for the boundary from then on; either way `run_to_end` saves the last boundary."""
         return uninterrupted(unless=lambda: self.at_boundary)
 
     def record_step(self, step: int, figures: dict, samples: list[dict]) -> None:

@@ -13,11 +13,11 @@ from support.distributed import balanced, deal
 
 def micro_batches(
     prompts: list[list[int]], mask: Tensor, has_advantages: Tensor, budget: int
-) -> list[tuple[list, bool]]:
+) -> list[tuple[list[int], bool]]:
     """Micro-batches of at most `budget` tokens, as (rows, whether they have a gradient); of several processes each gets
     its own.
 
-    mask: (N, T) of the completions.  has_advantages: (N,) bool; rows without one go apart, for they need no backward pass.
+    mask: (N, T) of the completions.  has_advantages: (N,) bool; rows without one go apart, and need no backward pass.
     """
     lengths, batches = mask.sum(dim=1).tolist(), []
     budget = balanced(budget, mask.numel())

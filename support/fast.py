@@ -3,6 +3,8 @@
 TokenLogprobs   log π of tokens without all logits at a time       rollout.completion_logprobs_naive
 packed          bfloat16 products on a CPU                         the model itself
 CapturedStep    a decode step on a GPU as one graph                `Decoder.forward`
+
+Without any of them nothing breaks: rollout.py, which calls them, is then slower or takes more memory.
 """
 
 import copy
