@@ -18,7 +18,8 @@ nested policy that sampled y:
 Everything is computed from log ρ in float32 or better; products are sums of logarithms, so what is bounded above stays
 finite at any length. Masks are (N, T), bool or 0/1; values outside are ignored, even NaN.
 
-To try a weight of your own, add a function to WEIGHTS: it maps log ρ to log w. --gradient and look.py then know it.
+To try a weight of your own, add a function to WEIGHTS: it maps log ρ to log w. --gradient and
+look.py then know it; for look.py's page, add it to the script in support/page.py too.
 """
 
 import math

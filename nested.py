@@ -86,8 +86,8 @@ class NestedModels:
         return step - (step - 1) % self.settings.measure_every
 
     def measure(self, step: int) -> None:
-        """Measures on a few train problems, and prints the layers. What holds of the weights of --model is cached in
-        its folder, and the next run reads it from there."""
+        """Measures on a few train problems, and prints the layers. A measurement of the
+        unchanged weights of --model is cached in its folder, and the next run reads it from there."""
         s = self.settings
         n = min(PROBE + FIT * (s.bypass != "identity"), len(self.problems))
         prompts = [self.tokenizer.encode_prompt(p.question) for p in draw_problems(self.problems, n, step=1, seed=0)]
@@ -209,7 +209,7 @@ class LayerOrder:
     together: list[float]
 
     def valid_layers(self, n_skipped: int) -> list[int]:
-        """D2 by measurement: the shortest beginning of `order` with LEAST_MASKS masks or more, or all that may go."""
+        """D2 by measurement: the shortest prefix of `order` that allows LEAST_MASKS masks, or else all that may go."""
         most = max(n_skipped, self.most)
         n = next((n for n in range(n_skipped, most) if math.comb(n, n_skipped) >= LEAST_MASKS), most)
         return sorted(self.order[:n])
@@ -277,7 +277,7 @@ class Measurement:
     step: int  # before which it was made
     bypass: Bypass | None  # what a skipped layer becomes; None: the identity
     order: LayerOrder | None  # None: the valid layers are given
-    of: str  # the `stamp` of what it was made on; empty if it is not cached
+    of: str  # the `fingerprint` of what it was made on; empty if it is not cached
 
     def to(self, device) -> "Measurement":
         return replace(self, bypass=self.bypass and self.bypass.to(device))

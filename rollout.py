@@ -1,7 +1,7 @@
 """Sampling completions from a nested model, and their log-probabilities under the full one.
 
-`generate` is the fast sampler: a batch, a key/value cache, finished rows leave. `generate_naive` is what it computes,
-written as plainly as it can be: one row at a time, all its tokens anew for each next one. Tests hold the two equal
+`generate` is the fast sampler: a batch, a key/value cache, finished rows leave. `generate_naive` is its
+reference, as simple as possible: one row at a time, the whole sequence again for each token. Tests hold the two equal
 token for token. `completion_logprobs` gives the same completions' log-probabilities in a teacher-forced pass,
 differentiable, and `completion_logprobs_naive` is what that computes. Both fast ones read a prompt once for all its
 completions.

@@ -73,8 +73,8 @@ class Run:
 
     @property
     def at_boundary(self) -> bool:
-        """Whether weights, moments, counters and files agree: not from a step's first move of the weights until its
-        line is written."""
+        """True if weights, moments, counters and files agree. False from the first move of the weights in a step until
+        its line of metrics is written."""
         return self.optimizer.consistent
 
     def summary(self) -> str:
@@ -116,8 +116,8 @@ class Run:
         return step % self.settings.eval_every == 0 or step == self.settings.steps
 
     def completing_step(self):
-        """A context for a step's updates and `record_step`. Ctrl-C or SIGTERM ends it at once if no weight has moved,
-        and waits for the boundary from then on; either way `run_to_end` saves the last boundary."""
+        """A context for a step's updates and `record_step`. Ctrl-C or SIGTERM to a single process ends it at once if no
+        weight has moved, and waits for the boundary from then on. Then `run_to_end` saves the last boundary."""
         return uninterrupted(unless=lambda: self.at_boundary)
 
     def record_step(self, step: int, figures: dict, samples: list[dict]) -> None:
@@ -283,7 +283,7 @@ def load_run(s: Settings, train: list, tests: dict, out: Path, saved: Path | Non
 
 def launch(learn: Callable[[Run], None], description: str, arguments: list[str] | None = None) -> int:
     """Sets a run up and lets it `learn`. The exit status: 0, 2 for a wrong flag or file, 1 for trouble of the machine
-    or the numbers, 130 and 143 for Ctrl-C and SIGTERM."""
+    or the numbers, 130, 143 and 129 for Ctrl-C, SIGTERM and SIGHUP."""
     try:
         run = set_up(*parse(arguments, description))
     except (Exception, KeyboardInterrupt) as error:

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
+from docs import figures
 from report import reinforced
 from support.log import read, report_error
-from support.pictures import style
 from support.settings import Settings, read_settings
 
 
@@ -136,19 +136,13 @@ def table(arms: dict[str, dict[int, Seed]], first: str) -> str:
     return "\n".join(lines)
 
 
-def draw(arms: dict[str, dict[int, Seed]], first: str, path: Path, timed: bool = True) -> None:
-    """Accuracy by skip ratio and gradient at equal steps, its bars the interval of the difference to the first arm; if
-    it is timed, tokens/s while sampling, of the first arm's."""
-    import matplotlib.pyplot as plt
-
-    plt.rcParams["svg.hashsalt"] = "comparison"  # the same figure is the same file
-    figure = plt.figure(figsize=(10 if timed else 5, 4), layout="constrained")
-    left = figure.add_subplot(1, 1 + timed, 1)
+def draw(arms: dict[str, dict[int, Seed]], first: str, path: Path, title: str) -> None:
+    """Accuracy by skip ratio and gradient at equal steps: means over the seeds, bars the 95 % interval of the
+    difference to the first arm."""
+    figure, [axes] = figures.panels(1, width=6.4)
     base = arms[first]
     level = statistics.fmean(100 * seed.accuracy[shortest(seed)].mean() for seed in base.values())
-    left.axhline(level, color="0.4", linestyle=":", label=f"{first}, nothing skipped")
-    speed = {s: statistics.median(row["tokens_per_second"] for row in seed.steps) for s, seed in base.items()}
-    lines, speeds = defaultdict(list), defaultdict(list)
+    lines = defaultdict(list)
     for name, arm in arms.items():
         some, others = (next(iter(each.values())).settings for each in (arm, base))
         alike = (some.prompts, some.samples) == (others.prompts, others.samples)
@@ -157,23 +151,22 @@ def draw(arms: dict[str, dict[int, Seed]], first: str, path: Path, timed: bool =
             continue
         d = np.stack([arm[s].accuracy[shortest(arm[s])] - base[s].accuracy[shortest(base[s])] for s in both])
         low, high = interval(d)
-        lines[some.gradient].append(
-            (some.skip_ratio, level + 100 * d.mean(), 100 * (d.mean() - low), 100 * (high - d.mean()))
-        )
-        speeds[some.skip_ratio] += [
-            statistics.median(row["tokens_per_second"] for row in arm[s].steps) / speed[s] for s in both
-        ]
+        bars = 100 * (d.mean() - low), 100 * (high - d.mean())
+        lines[some.gradient].append((some.skip_ratio, level + 100 * d.mean(), *bars))
+    right = max((x for points in lines.values() for x, *_ in points), default=0)
+    axes.plot([0], [level], **figures.look("full"))
+    ends = []
     for n, (gradient, points) in enumerate(lines.items()):
         x, y, low, high = np.array(sorted(points)).T
-        left.errorbar(x + 0.004 * (n - 1), y, (low, high), label=gradient, **style(n))
-    left.set(xlabel="skip ratio", ylabel="accuracy of the full model, sampled, %")
-    left.set_xlim(0, max(speeds, default=0) + 0.05)
-    left.legend(fontsize=8)
-    if timed:
-        right, ratios = figure.add_subplot(1, 2, 2), sorted(speeds)
-        right.bar([0, *ratios], [1.0, *(statistics.fmean(speeds[r]) for r in ratios)], width=0.05, color="0.6")
-        right.set(xlabel="skip ratio", ylabel="tokens/s while sampling, of nothing skipped")
-    figure.savefig(path, metadata={"Date": None})
+        x += 0.004 * (n - 1)  # bars beside each other
+        axes.plot([0, *x], [level, *y], **figures.look(gradient))
+        axes.errorbar(x, y, (low, high), fmt="none", capsize=3, ecolor=figures.look(gradient)["color"])
+        ends.append((x[-1], y[-1], *figures.ESTIMATORS[gradient][:2]))
+    axes.set(xlabel="share of the layers skipped", ylabel="accuracy of the full model, %", title=title)
+    axes.set_xlim(-0.01, right * 1.35 or 1)
+    axes.annotate("nothing skipped", (0, level), (6, 6), textcoords="offset points", fontsize=8.5)
+    figures.label_ends(axes, ends)
+    figures.save(figure, path)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -182,9 +175,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--first", default="full", help="the arm that the others are held against (default: full)")
     parser.add_argument("--arms", nargs="+", help="which, in which order (default: all)")
     parser.add_argument("--out", type=Path, help="the picture to draw, such as study.svg (default: none)")
-    parser.add_argument(
-        "--untimed", action="store_true", help="leave the speed out of the picture: the machine was busy"
-    )
+    parser.add_argument("--title", default="", help="of the picture: what it shows")
     a = parser.parse_args(arguments)
     try:
         arms = read_study(a.folder)
@@ -194,7 +185,7 @@ def main(arguments: list[str] | None = None) -> int:
         arms = {name: arms[name] for name in names}
         print(table(arms, a.first))
         if a.out:
-            draw(arms, a.first, a.out, not a.untimed)
+            draw(arms, a.first, a.out, a.title)
     except ImportError:
         print(f"({a.out.name} needs matplotlib, which is not here)")
     except (ValueError, OSError) as error:

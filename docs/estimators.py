@@ -27,6 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import draw_problems
+from docs import figures
 from evaluate import grade
 from losses import diagnostics, gradient_weights, group_advantages, log_ratio, normaliser, policy_loss
 from model import Config, Decoder
@@ -278,21 +279,31 @@ def table(rows: list[dict]) -> str:
 
 
 def draw_figure(worlds: dict[str, list[dict]], path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 3 * len(worlds)), layout="constrained")
-    for line, (title, rows) in zip(
-        figure.subplots(len(worlds), len(FIGURES), squeeze=False), worlds.items(), strict=True
-    ):
-        for axes, key in zip(line, FIGURES, strict=True):
-            for name in DRAWN:
-                points = [(1 - row["acceptance"], row[key]) for row in rows if row["name"] == name]
-                axes.plot(*zip(*sorted(points), strict=True), "o-", markersize=3, label=name)
-            axes.set(
-                xlabel="1 − sequence acceptance", title=f"{title}: {key}", yscale="log" if key == "noise" else "linear"
+    """The aim of each kind of weight against the distance of the nested model, a panel a world."""
+    panels, kinds = {"arith": "15 tokens a completion", "sums": "90 tokens a completion"}, {}
+    for name in DRAWN:
+        kinds[name] = KINDS[name]["kind"]
+    known = {world: title for world, title in panels.items() if world in worlds}
+    figure, axes = figures.panels(len(known), width=5.2, height=3.8, sharey=True)
+    for each, (world, title) in zip(axes, known.items(), strict=True):
+        ends = []
+        for name, kind in kinds.items():
+            points = sorted(
+                (row["acceptance"], row["aim"]) for row in worlds[world] if row["name"] == name and row["at"]
             )
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    figure.savefig(path)
+            if points:
+                each.plot(*zip(*points, strict=True), **figures.look(kind))
+                ends.append((*points[0], *figures.ESTIMATORS[kind][:2]))
+        full = [row["aim"] for row in worlds[world] if not row["at"]]
+        each.plot([1], full[:1], **figures.look("full"))
+        each.annotate("nothing skipped", (1, full[0]), (0, 7), textcoords="offset points", ha="center", fontsize=8.5)
+        each.set(title=title, xlabel="sequence acceptance, from near the full model to far", ylim=(0, 1))
+        each.set_xlim(1.1, -0.35)
+        each.set_xticks([1, 0.8, 0.6, 0.4, 0.2, 0])
+        figures.label_ends(each, ends)
+    axes[0].set_ylabel("aim of a batch's gradient")
+    figure.suptitle("Correcting whole sequences aims best, as long as some are acceptable", fontsize=11)
+    figures.save(figure, path)
 
 
 def main(arguments: list[str] | None = None) -> int:

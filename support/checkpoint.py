@@ -1,6 +1,7 @@
 """Checkpoints that are whole or not there.
 
 DIR/checkpoint/             the last one: a Hugging Face folder (config.json, model.safetensors, the tokenizer)
+    adapter/                with --lora-rank, the adapters in PEFT's format; the model above has them merged
     training/               optimizer/, state.json and, if measured, nested.safetensors: for --resume
     nested/                 cache: what a later run with --model on this folder measured
 DIR/checkpoint-STEP/        older ones, as many as --keep says

@@ -159,7 +159,7 @@ def rank_0_first():
 
 
 def on_rank_0(do: Callable[[], None]) -> None:
-    """What rank 0 does, while the others wait. An error of it must not be caught: they would wait on."""
+    """What rank 0 does, while the others wait. Do not catch its errors: the other ranks would wait for ever."""
     if rank() == 0 or single_process():
         do()
     barrier()

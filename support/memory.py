@@ -1,4 +1,4 @@
-"""What a run will need of the memory, and whether it is there: better said before the weights are read than by a kill.
+"""What memory a run will need, and whether it is free: reported before loading, instead of by the out-of-memory killer.
 
     weights     in --dtype; on a CPU matrices in bfloat16 lie there once more while completions are sampled, packed
     AdamW       of weights that learn: moments, 8 bytes, and masters, 4 more in bfloat16 or on several processes

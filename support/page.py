@@ -11,10 +11,10 @@ STYLE = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --line: #d0d0d0; --soft: #f4f4f4 }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --paper: #16181c; --line: #3a3d44; --soft: #22252b } }
 * { box-sizing: border-box }
-body { font: 16px/1.55 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 1.5rem 1rem 4rem;
+body { font: 16px/1.55 system-ui, sans-serif; max-width: 66rem; margin: 0 auto; padding: 1.5rem 1rem 4rem;
        color: var(--ink); background: var(--paper) }
 h1 { font-size: 1.35rem; margin: 0 0 .3rem } p { margin: .4rem 0 } .where { opacity: .7; font-size: .85rem }
-mark { color: #111; background: none; border-radius: 3px } mark[style] { padding: 0 1px } .dark { color: var(--ink) }
+mark { color: #111; background: none; border-radius: 3px } mark[style] { padding: 0 1px } .dark { color: inherit }
 .scale mark { padding: .1rem .5rem; font-size: .85rem }
 form { display: flex; flex-wrap: wrap; gap: .5rem 1.4rem; margin: 1rem 0; padding: .6rem .9rem; background: var(--soft);
        border-radius: 8px; position: sticky; top: 0; z-index: 1 }
@@ -138,17 +138,15 @@ def controls(kinds: list[str], settings: dict) -> str:
 def marked(row: Row, columns: list[str]) -> str:
     numbers = ", ".join(f"{name} {cell}" for name, cell in zip(columns[2:], row.cells[2:], strict=True) if cell)
     tip = html.escape(f"token {row.cells[0]}: {numbers}", quote=True)
-    dark = "" if row.colour else " class=dark"
     broken = "<br>" * row.text.count("\n")
-    return f'<mark{dark} title="{tip}"{ground(row.colour)}>{html.escape(row.cells[1])}{broken}</mark>'
+    return f'<mark title="{tip}"{ground(row.colour)}>{html.escape(row.cells[1])}{broken}</mark>'
 
 
 def cells_of(row: Row) -> str:
     cells = [f"<td>{html.escape(cell)}</td>" for cell in row.cells]
-    dark = "" if row.colour else " class=dark"
-    cells[1] = f"<td><mark{dark}{ground(row.colour)}>{html.escape(row.cells[1])}</mark></td>"
+    cells[1] = f"<td><mark{ground(row.colour)}>{html.escape(row.cells[1])}</mark></td>"
     return "".join(cells)
 
 
 def ground(colour: str) -> str:
-    return f' style="background:{colour}"' if colour else ""
+    return f' style="background:{colour}"' if colour else " class=dark"

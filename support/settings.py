@@ -107,7 +107,7 @@ class Settings:
     max_new_tokens: int = option(128, "tokens of a completion at most; one that does not end earns 0", low=1)
     temperature: float = option(1.0, "τ of sampling and of the policy that is trained", low=0.01)
     lr: float | None = option(
-        None, "learning rate of AdamW (default: 1e-5, for the embedded model 1e-4; of adapters ten times as much)"
+        None, "learning rate of AdamW (default: 1e-5, for the embedded model 1e-4; with adapters ten times as much)"
     )
     updates: int = option(1, "optimiser steps on each batch", low=1)
     max_grad_norm: float = option(1.0, "the gradient is clipped to this norm; 0: not at all")
@@ -117,7 +117,7 @@ class Settings:
 
     warmup_epochs: int = option(0, "epochs of supervised learning on the rationales before the reinforced steps")
     warmup_lr: float | None = option(
-        None, "its peak learning rate (default: 1e-4, for the embedded model 1e-3; of adapters ten times as much)"
+        None, "its peak learning rate (default: 1e-4, for the embedded model 1e-3; with adapters ten times as much)"
     )
     warmup_batch: int = option(16, "problems a step of the warm-up", low=1)
 

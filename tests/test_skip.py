@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -163,7 +164,7 @@ def test_the_code_without_its_marked_lines_is_the_vanilla_trainer(tmp_path):
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_text(without_skipping(path.read_text(encoding="utf-8")), encoding="utf-8")
     shutil.copytree(root / "data" / "tiny", vanilla / "data" / "tiny")
-    assert not any("skip_mask" in path.read_text() or "Bypass" in path.read_text() for path in vanilla.rglob("*.py"))
+    assert not any(re.search(r"skip_mask\(|Bypass\(|import nested", f.read_text()) for f in vanilla.rglob("*.py"))
     flags = "--gradient on-policy --steps 3 --prompts 4 --eval-problems 4 --lr 1e-3 --device cpu".split()
     for folder, more in ((root, ["--skip-ratio", "0"]), (vanilla, [])):
         command = [sys.executable, "train.py", *flags, *more, "--out", str(tmp_path / f"out-{folder.name}")]
