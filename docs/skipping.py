@@ -25,6 +25,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 import data
+from docs import figures
 from docs.comparison import points
 from docs.estimators import gradients
 from evaluate import grade
@@ -33,7 +34,7 @@ from nested import NestedModels
 from rollout import Rollout, completion_logprobs, generate
 from skip import sample_mask
 from support.log import report_error
-from support.pictures import style
+from support.pictures import COLOURS, MARKERS
 from support.pretrained import load_model
 from support.settings import Settings
 
@@ -209,30 +210,28 @@ def correlations(rows: list[dict]) -> str:
 
 
 def draw(worlds: dict[str, list[dict]], path: Path) -> None:
-    """Share of the reward that is kept, and sequence acceptance, by the share of the layers that is skipped: a column a
-    bypass, a line a model and data set, with the length of its completions."""
-    import matplotlib.pyplot as plt
-
-    plt.rcParams["svg.hashsalt"] = "skipping"  # the same figure is the same file
-    figure, axes = plt.subplots(2, len(BYPASSES), figsize=(12, 6.5), sharex=True, sharey="row", layout="constrained")
-    for line, key in zip(axes, ("of_full", "sequence_acceptance"), strict=True):
-        for axis, bypass in zip(line, BYPASSES, strict=True):
-            for n, (name, rows) in enumerate(worlds.items()):
-                full = next(row for row in rows if row["bypass"] == "full")
+    """Share of the reward that is kept, and sequence acceptance, by the share of the layers that is skipped: a line a
+    model and data set. Solid with a linear bypass, dotted with the identity."""
+    figure, panels = figures.panels(2, width=6.0, height=4.0)
+    for axes, key in zip(panels, ("of_full", "sequence_acceptance"), strict=True):
+        ends = []
+        for n, (name, rows) in enumerate(worlds.items()):
+            full, colour = next(row for row in rows if row["bypass"] == "full"), COLOURS[n % len(COLOURS)]
+            for bypass, dash in (("linear", "-"), ("identity", ":")):
                 known = [row for row in with_figure(rows, key) if row["bypass"] == bypass]
                 points = sorted((row["skipped"] / row["layers"], row[key]) for row in [full, *known])
                 if known:
-                    label = f"{name}: {full['length']:.0f} tokens, {full['reward']:.0%} right"
-                    axis.errorbar(*zip(*points, strict=True), label=label, **style(n))
-    for axis, bypass in zip(axes[0], BYPASSES, strict=True):
-        axis.set_title(f"bypass: {bypass}")
-    for axis in axes[1]:
-        axis.set_xlabel("share of the layers skipped")
-    axes[0, 0].set_ylabel("reward, of the full model's")
-    axes[1, 0].set_ylabel("sequence acceptance")
-    entries = {label: each for axis in axes[0] for each, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    axes[0, 0].legend(entries.values(), entries.keys(), fontsize=8)
-    figure.savefig(path, metadata={"Date": None})
+                    axes.plot(*zip(*points, strict=True), dash, marker=MARKERS[n % len(MARKERS)], color=colour)
+                if known and bypass == "linear":
+                    ends.append((*points[-1], f"{name}, {full['length']:.0f} tokens", colour))
+        axes.set(xlabel="share of the layers skipped", ylim=(0, None))
+        axes.set_xlim(-0.01, axes.get_xlim()[1] * 1.6)
+        figures.label_ends(axes, ends)
+    panels[0].set_title("Reward, as a share of the full model's")
+    panels[1].set_title("Sequence acceptance")
+    title = "A linear bypass (solid) keeps what the identity (dotted) loses, less so the longer the completions"
+    figure.suptitle(title, fontsize=11)
+    figures.save(figure, path)
 
 
 def main() -> int:
