@@ -43,7 +43,8 @@ def table(rows: list[dict]) -> str:
 
     pairs = [row for row in steps if row["full_tokens_per_second"]]
     if pairs:
-        lines += ["", f"{f'sampling, {len(pairs)} batches':28}{'nested':>16}{'full':>16}"]
+        batches = f"sampling, {len(pairs)} batch{'es' * (len(pairs) > 1)}"
+        lines += ["", f"{batches:28}{'nested':>16}{'full':>16}"]
         compared = (
             ("tokens/s", "tokens_per_second", 0),
             ("tokens a completion", "mean_length", 1),

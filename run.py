@@ -7,6 +7,7 @@ checkpoint holds the weights, AdamW's moments, what nested models are made from,
 
 import math
 import os
+import textwrap
 import time
 import traceback
 import warnings
@@ -98,7 +99,8 @@ class Run:
                 lines["continues"] = "not: already complete; raise --steps to continue"
         if self.tokenizer.tells_date:
             lines["prompts say"] = f"{self.tokenizer.now:%d %B %Y}, to the end of the run"
-        return "\n".join(f"{name:12}{value}" for name, value in lines.items())
+        wrapped = {"width": 80, "subsequent_indent": " " * 12, "break_long_words": False, "break_on_hyphens": False}
+        return "\n".join(textwrap.fill(f"{name:12}{value}", **wrapped) for name, value in lines.items())
 
     # ---- steps
 
