@@ -2,8 +2,8 @@
 
     python train.py --dataset svamp --skip-ratio 0.3
 
-Each step draws a skip mask, samples from the model without the skipped layers, grades the answers, and moves the *full*
-model along a policy gradient that is corrected for having been sampled elsewhere (E1-E11, losses.py): `reinforce` and,
+Each step draws a skip mask, samples from the model without the skipped layers, and grades the answers. Then the *full*
+model moves along a policy gradient that is corrected for being off-policy (E1-E11, losses.py). That is `reinforce` and,
 directly under it, `update`. `warm_up` is supervised learning on worked solutions, before it. How a run begins, is
 resumed and ends stands in run.py.
 """

@@ -32,8 +32,8 @@ class MathVerify:
     """The grader of --grader math-verify: reward.py's rules first; if they say no and the reference is no number, the
     library checks for symbolic equality.
 
-    It is not asked about numbers (3 + 4 is no answer where 7 is wanted), about a formula that stands in the problem, or
-    about texts that are not `alike`.
+    It is not asked about numbers, since 3 + 4 is no answer where 7 is wanted. Nor is it asked about a formula that
+    stands in the problem, or about texts that are not `alike`.
 
     The library works in a process of its own. One that has not answered in `limit_s` seconds is killed: the answer
     counts as wrong, and the next comparison starts another (a second or two). Raises ValueError where math-verify does
