@@ -293,7 +293,7 @@ def launch(learn: Callable[[Run], None], description: str, arguments: list[str] 
     with terminable():
         try:
             status, can_go_on = run_to_end(run, learn)
-        except (OSError, KeyboardInterrupt) as error:  # the last checkpoint could not be written, or Ctrl-C came twice
+        except (OSError, KeyboardInterrupt) as error:  # the last boundary could not be saved; Ctrl-C came twice
             status, can_go_on = report_error(error), True
         finally:
             if run.lock:
@@ -324,11 +324,13 @@ def run_to_end(run: Run, learn: Callable[[Run], None]) -> tuple[int, bool]:
         all_stop = single_process() or isinstance(error, KeyboardInterrupt)  # saving takes all processes
         if out_of_memory(error):
             traceback.clear_frames(error.__traceback__)  # what they hold is room to save in
-        try:
-            if all_stop and run.at_boundary and run.optimizer.finite():
-                run.save()
-        except Exception as second:
-            if not out_of_memory(second):
-                raise
-            warnings.warn("no memory is left to save the last boundary: the checkpoint before it stays", stacklevel=1)
+        with uninterrupted():  # clusters send SIGTERM twice, and people press Ctrl-C twice
+            try:
+                if all_stop and run.at_boundary and run.optimizer.finite():
+                    run.save()
+            except Exception as second:
+                if not out_of_memory(second):
+                    raise
+                said = "no memory is left to save the last boundary: the checkpoint before it stays"
+                warnings.warn(said, stacklevel=1)
         return report_error(error, advice(run.log.phase_now, run.log.folder / "checkpoint")), True

@@ -46,7 +46,7 @@ REMOVED = {  # flags of earlier versions: what replaces them
     "lr_warmup_steps": "nothing, the rate rises over 5 steps",
 }
 REMOVED_VALUES = {
-    ("skip_ratio", "auto"): "a share, such as 0.2; the table of layers that a run prints says what each costs",
+    ("skip_ratio", "auto"): "a share, such as 0.2; a run prints what each further layer costs",
 }
 
 
@@ -135,7 +135,9 @@ class Settings:
     test_file: str = option("", "a file *.jsonl to test with, all of it (default: the data set's own test split)")
     prompt_template: str = option("", "prompt with {question} in it (default: the checkpoint's own chat template)")
     grader: str = option(
-        "rules", "how answers that are no numbers are compared: by reward.py's rules, or by math-verify too", GRADERS
+        "rules",
+        "how answers that are no numbers are compared: by the rules of answers.py, or by math-verify too",
+        GRADERS,
     )
 
     dtype: str = option("float32", "of the forward and backward passes; AdamW is float32", ("float32", "bfloat16"))

@@ -1,6 +1,7 @@
-"""When a run may be stopped: by Ctrl-C, by SIGTERM (of a cluster, before it kills), by SIGHUP (of a closed terminal).
+"""When a run may be stopped: by Ctrl-C, by SIGTERM or SIGUSR1 (of a cluster, before it kills), by SIGHUP (of a closed
+terminal).
 
-terminable       SIGTERM and SIGHUP raise an exception, as Ctrl-C does
+terminable       all of them raise an exception, as Ctrl-C does
 uninterrupted    a signal waits for the end of a block, so that no step and no file is left half done
 raise_together   several processes stop at the same boundary
 """
@@ -11,12 +12,12 @@ from contextlib import contextmanager
 
 from support.distributed import all_gather, single_process
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 WAITING: list[int] = []  # signals that have come and have not been raised
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP."""
+    """A signal other than Ctrl-C."""
 
     def __init__(self, number: int = signal.SIGTERM):
         self.status = 128 + number  # the exit status as a shell gives it
@@ -42,7 +43,7 @@ def handled(numbers: list[int], handler: Callable):
 
 
 def terminable():
-    """A context in which SIGTERM and SIGHUP raise Terminated. Of several processes all signals wait for
+    """A context in which the other SIGNALS raise Terminated. Of several processes all signals wait for
     `raise_together`: one alone cannot stop."""
     if single_process():
         return handled([number for number in heeded() if number != signal.SIGINT], raise_now)

@@ -171,6 +171,25 @@ def test_whatever_ends_a_run_leaves_its_last_boundary(
     assert_same(tmp_path / "out", whole_run)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_does_not_cut_the_saving_of_the_last_boundary_short(
+    checkpoint, tmp_path, monkeypatch, capsys, number
+):
+    """Clusters send SIGTERM twice, and people press Ctrl-C twice: it is heard when the boundary is saved."""
+    out, finite, heard = str(tmp_path / "out"), Optimizer.finite, []
+
+    def struck(self):
+        if isinstance(sys.exc_info()[1], KeyboardInterrupt) and not heard:  # the run ends
+            heard.append(signal.raise_signal(number))
+        return finite(self)
+
+    strike(monkeypatch, *MOMENTS["the full model's rollout at step 2"], KeyboardInterrupt())
+    monkeypatch.setattr(Optimizer, "finite", struck)
+    status = train.main([*FLAGS, "--model", str(checkpoint), "--out", out, "--save-every", "1000"])
+    assert heard and status == (130 if number == signal.SIGINT else 143)
+    assert "(after step 1)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("moment", ["the boundary of step 2", pytest.param("half a line", marks=pytest.mark.slow)])
 def test_a_line_that_cannot_be_written_makes_no_boundary(checkpoint, whole_run, tmp_path, monkeypatch, moment):
     """A full disk between the optimiser's step and its line: weights without their line are no state to save."""

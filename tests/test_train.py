@@ -469,7 +469,7 @@ def test_tokens_per_second_are_those_of_sampling_and_both_kinds_of_samples_are_k
     assert [(r["step"], r["mode"]) for r in kept] == expected
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 @pytest.mark.parametrize("moment", ["the optimiser's step", "the line of metrics.jsonl"])
 @pytest.mark.parametrize("phase", ["warmup", "reinforce"])
 def test_a_signal_waits_for_the_end_of_a_step(loop, paid, number, moment, phase):
@@ -524,7 +524,7 @@ def test_the_warm_up_s_end_is_a_boundary(loop, monkeypatch):
     assert (run.phase, run.step, run.optimizer.adamw.state) == ("reinforce", 0, {})
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_in_a_backward_pass_drops_the_step_that_was_begun(loop, paid, monkeypatch, number):
     """Nothing has changed yet: who presses Ctrl-C need not wait for the step."""
     run, passes = loop(micro_batch_tokens=1), []
