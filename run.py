@@ -94,7 +94,8 @@ class Run:
             "writes to": f"{self.log.folder}",
         }
         if self.log.last:
-            lines["continues"] = f"after step {self.step} of {self.final_step()} ({self.phase})"
+            kind = "warm-up step" if self.phase == "warmup" else "step"
+            lines["continues"] = f"after {kind} {self.step} of {self.final_step()}"
             if self.phase == "reinforce" and self.step == s.steps:
                 lines["continues"] = "not: already complete; raise --steps to continue"
         if self.tokenizer.tells_date:

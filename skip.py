@@ -46,7 +46,8 @@ def parse_valid_layers(text: str, n_layers: int) -> list[int]:
                 raise ValueError(f"{part!r} is not a range of layers from 0 to {n_layers - 1}")
             layers.update(range(first, last + 1))
     except ValueError as error:
-        raise ValueError(f"valid layers {text!r}: {error}; expected border:K or a list such as 2,5,8-11") from None
+        said = str(error).replace("invalid literal for int() with base 10", "no number")
+        raise ValueError(f"valid layers {text!r}: {said}; expected border:K or a list such as 2,5,8-11") from None
     return sorted(layers)
 
 

@@ -1,4 +1,4 @@
-"""Nested-ReFT: reinforced fine-tuning on maths problems with completions sampled from a nested model.
+"""Nested-ReFT: reinforced fine-tuning on completions sampled from a nested model.
 
     python train.py --dataset svamp --skip-ratio 0.3
 

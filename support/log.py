@@ -141,6 +141,8 @@ def read(folder: str | Path) -> list[dict]:
     Raises FileNotFoundError where no run is, ValueError where its metrics are broken or hold no such line.
     """
     path = Path(os.path.expanduser(folder)) / "metrics.jsonl"
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder; expected a run's")
     if not path.exists():
         raise FileNotFoundError(f"{path}: not there; a run writes it with its first evaluation or step")
     rows = [row for row in parse(path, path.read_bytes()) if row["phase"] in ("reinforce", "evaluate")]

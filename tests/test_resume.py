@@ -488,7 +488,7 @@ def test_a_folder_of_runs_is_no_place_for_a_run_and_a_run_no_checkpoint(stopped,
 def test_a_resume_says_where_it_goes_on(stopped, capsys):
     """And that a run is complete, which would look like nothing having happened."""
     assert train.main(["--out", str(stopped), "--resume"]) == 0
-    assert "continues   after step 1 of 4 (reinforce)" in capsys.readouterr().out
+    assert "continues   after step 1 of 4" in capsys.readouterr().out
     assert train.main(["--out", str(stopped), "--resume"]) == 0
     assert "continues   not: already complete" in capsys.readouterr().out
 
