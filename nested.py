@@ -86,8 +86,8 @@ class NestedModels:
         return step - (step - 1) % self.settings.measure_every
 
     def measure(self, step: int) -> None:
-        """Measures on a few train problems, and prints the layers. A measurement of the
-        unchanged weights of --model is cached in its folder, and the next run reads it from there."""
+        """Measures on a few train problems, and prints the layers. A measurement of the unchanged weights of --model is
+        cached in its folder, and the next run reads it from there."""
         s = self.settings
         n = min(PROBE + FIT * (s.bypass != "identity"), len(self.problems))
         prompts = [self.tokenizer.encode_prompt(p.question) for p in draw_problems(self.problems, n, step=1, seed=0)]

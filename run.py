@@ -174,8 +174,12 @@ class Run:
     def state(self) -> dict:
         """What a resume needs besides the weights and what lies on disk already."""
         state = {
-            **{"format": FORMAT, "phase": self.phase, "step": self.step, "sizes": self.log.sizes},
-            **{"threads": torch.get_num_threads(), "date": self.tokenizer.now.isoformat()},
+            "format": FORMAT,
+            "phase": self.phase,
+            "step": self.step,
+            "sizes": self.log.sizes,
+            "threads": torch.get_num_threads(),
+            "date": self.tokenizer.now.isoformat(),
             "problems": zlib.crc32(repr((self.train, self.test_splits)).encode()),  # steps draw them by number
         }
         return state | ({"base": self.base} if self.settings.lora_rank else {})
