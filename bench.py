@@ -1,18 +1,22 @@
-"""What sampling and a training step cost, the nested model beside the full one: tables, and a line of JSON.
+"""What sampling and a training step cost, with the nested model and the full one.
 
-    python bench.py                                                   # all parts, on the embedded model
-    python bench.py rollout step --model M --dataset svamp --data-dir D --dtype bfloat16 --compare
+    python bench.py                       # all parts, on the embedded model
+    python bench.py rollout step --model DIR --dataset svamp --compare
 
-    rollout   useful tokens/s (up to and including the end token), for several numbers of prompts and samples;
-              with --compare those of transformers' generate on the same prompts, in turn with ours
-    nested    tokens/s with layers skipped over tokens/s with none, all completions of one fixed length, and what it
-              could be at best: head and sampling are never skipped, so the ideal is 1/(1 − share of the time left out)
-    decode    where the time of one new token for 64 rows goes, and the share of the machine's matrix products reached
-    step      seconds of a whole training step in which every group has a signal, and its parts
-    growth    seconds and memory against the length of completions, the number of rows, and the vocabulary
+    rollout   tokens/s (up to and including the end token), for several numbers
+              of prompts and samples; with --compare those of transformers'
+              generate on the same prompts, in turn with ours
+    nested    tokens/s with layers skipped over tokens/s with none, for
+              completions of one fixed length, beside the ideal: head and
+              sampling are never skipped, so it is 1/(1 − share left out)
+    decode    where the time of one new token for 64 rows goes, and the share of
+              the machine's matrix products reached
+    step      seconds of a training step in which every group has a signal
+    growth    seconds and memory against the length of completions, the number
+              of rows, and the vocabulary
 
-Figures of rollout, nested and step are medians over --repeats; the cases of one row of rollout, and all of nested, take
-turns, so that a busy minute meets them all.
+Figures are medians over --repeats, and what is compared is run in turn, so that
+a busy minute meets all of it. The tables are followed by a line of JSON.
 """
 
 import argparse

@@ -1,7 +1,9 @@
-"""Accuracy of a checkpoint on a data set: greedy, or by several samples a problem. Writes what was generated.
+"""Accuracy of a checkpoint on a data set: greedy, or by several samples a problem.
 
-python evaluate.py --model DIR --dataset svamp                 # greedy
-python evaluate.py --model DIR --dataset svamp --samples 8     # mean accuracy of 8 samples, and pass@8
+    python evaluate.py --model DIR --dataset svamp                # greedy
+    python evaluate.py --model DIR --dataset svamp --samples 8    # and pass@8
+
+Writes what was generated (--out).
 """
 
 import argparse

@@ -1,13 +1,15 @@
-"""One problem under the microscope: what a nested model wrote, and what each gradient makes of every token.
+"""What a nested model wrote for a problem, and what each gradient makes of it.
 
-    python look.py                                          # the embedded model
+    python look.py                           # the embedded model
     python look.py --model FOLDER --dataset svamp --problem 17 --skip-ratio 0.2
-    python look.py runs/2026-01-31-120000 --step 40         # what a run recorded in its samples.jsonl; needs no model
-    python look.py --html look.html                         # as a page, with the numbers of a token under the pointer
+    python look.py runs/NAME --step 40       # what a run recorded: no model
+    python look.py --html look.html          # as a page for a browser
 
-A group of completions, each token coloured by log ρ = log π − log η: orange where the nested model (η) likes it more
-than the full one (π), and writes it too often; blue where less. Then one completion token by token: both probabilities,
-ρ, the weight w of each gradient in losses.py, and what the full model would rather have written.
+A group of completions, each token coloured by log ρ = log π − log η: orange
+where the nested model (η) likes it more than the full one (π), and writes it
+too often; blue where less. Then one completion token by token: both
+probabilities, ρ, the weight w of each gradient in losses.py, and what the full
+model would rather have written.
 """
 
 import argparse

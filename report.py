@@ -1,10 +1,10 @@
-"""Tables and plots of runs, from their metrics.jsonl (support/log.py) and config.json alone.
+"""Tables and plots of runs, from their metrics.jsonl and config.json alone.
 
-    python report.py runs/2026-01-31-120000     # the table and the curve of any run, ended or not
-    python report.py runs                       # a line for each run in a folder
-    python report.py runs/a runs/b runs/c       # runs side by side; those that differ in the seed only are one arm
+    python report.py runs/NAME        # table and curve of a run, ended or not
+    python report.py runs             # a line for each run in a folder
+    python report.py runs/A runs/B    # side by side; seeds of one arm averaged
 
-train.py prints the first at the end of a run. The pictures are drawn by support/pictures.py.
+train.py prints the first at the end of a run.
 """
 
 import argparse
