@@ -73,14 +73,10 @@ def table(arms: dict[str, list[dict]]) -> str:
 def draw(seeds: list[dict[str, list[dict]]], path: Path) -> None:
     """Full sampling on the left, nested on the right: means over the seeds, shaded from the lowest to the highest."""
     figure, panels = figures.panels(2, width=5.0, sharey=True)
-    for axes, title, marks in zip(
-        panels,
-        ("The full model samples", "A nested model samples, 5 of 12 layers skipped"),
-        ("uf", "xtpsr"),
-        strict=True,
-    ):
+    titles = "The full model samples", "A nested model samples, 5 of 12 layers skipped"
+    for axes, title, is_nested in zip(panels, titles, (False, True), strict=True):
         ends = []
-        for mark in marks:
+        for mark in (mark for mark, (_, flags) in ARMS.items() if (NESTED in flags) == is_nested):
             kind = ARMS[mark][1].split()[-1]
             steps, *_ = zip(*report.points(seeds[0][mark])[1], strict=True)
             each = [[100 * y for _, y in report.points(arms[mark])[1]] for arms in seeds]

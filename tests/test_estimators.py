@@ -137,7 +137,7 @@ def test_the_demo_ends_in_a_table_and_a_picture(tmp_path, monkeypatch, capsys):
     assert demo.main(["--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     for mark in "xt":
-        first, last = (y for _, y in points(read(tmp_path / mark))[1])
+        first, last = (y for _, y in points(read(tmp_path / f"{mark}-0"))[1])
         assert re.search(rf"^{mark} nested, .*{first:.1%} +{last:.1%} ", printed, re.M)
     assert (tmp_path / "demo.svg").is_file() and "> step 1\n" in printed
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import pay
 
+import data
 import train
 from data import arith
 from docs import tiny
@@ -92,10 +93,9 @@ def run(answer, folder, model, *flags) -> None:
         return score(model, prompts, tokens, mask, now["temperature"])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.data, "load", lambda name, split, folder: list(islice(arith.stream(split), 20)))
+        patch.setattr(data, "load", lambda name, split, folder: list(islice(arith.stream(split), 20)))
         patch.setattr(train, "generate", generate)
         patch.setattr(train, "completion_logprobs", logprobs)
-        patch.setattr(train, "print_report", lambda folder: None)
         pay(patch, lambda text, p, g: len(text) % 2 == 0)  # a random model earns it now and then
         status = train.main([*FLAGS, "--seed", str(seed), "--model", str(model), "--out", str(folder), *flags])
     assert status == 0, f"expected the run to end well, got the status {status}"
