@@ -15,6 +15,7 @@ from support.settings import Settings
 ROOT = Path(__file__).resolve().parents[1]
 METHOD = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
 
 
 def test_every_equation_tag_of_the_code_has_its_row_and_the_other_way_round():
@@ -109,9 +110,7 @@ def test_the_examples_of_the_readme_run():
     assert [room["reward"](text, text == "#### 7") for text in ("#### 7", "#### 8", "7")] == [1.1, 0.1, 0]
 
 
-@pytest.mark.parametrize(
-    "name", ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
-)
+@pytest.mark.parametrize("name", PAGES)
 def test_links_lead_to_files_and_headings_that_exist(name):
     """The reading order is a promise about files."""
     page = ROOT / name
@@ -122,3 +121,12 @@ def test_links_lead_to_files_and_headings_that_exist(name):
             headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.M)
             slugs = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
             assert anchor in slugs, f"{target}#{anchor}"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_table_is_whole(name):
+    """An empty line within a table ends it, and the rows after it are shown as they stand."""
+    text = re.sub(r"^```.*?^```", "", (ROOT / name).read_text(encoding="utf-8"), flags=re.M | re.S)
+    for block in re.split(r"\n\s*\n", text):
+        rows = [line for line in block.splitlines() if line.startswith("|")]
+        assert not rows or (len(rows) > 2 and set(rows[1]) <= set("|-: ")), rows[0]
