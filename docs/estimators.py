@@ -280,9 +280,8 @@ def table(rows: list[dict]) -> str:
 
 def draw_figure(worlds: dict[str, list[dict]], path: Path) -> None:
     """The aim of each kind of weight against the distance of the nested model, a panel a world."""
-    panels, kinds = {"arith": "15 tokens a completion", "sums": "90 tokens a completion"}, {}
-    for name in DRAWN:
-        kinds[name] = KINDS[name]["kind"]
+    panels = {"arith": "15 tokens a completion", "sums": "90 tokens a completion"}
+    kinds = {name: KINDS[name]["kind"] for name in DRAWN}
     known = {world: title for world, title in panels.items() if world in worlds}
     figure, axes = figures.panels(len(known), width=5.2, height=3.8, sharey=True)
     for each, (world, title) in zip(axes, known.items(), strict=True):
