@@ -8,7 +8,8 @@ its spaces, braces and some capitals made one.
 What it leaves out:
   * No algebra and no grammar. `3 + 4`, `2^5` and `\sqrt{4}` are no numbers here, and `x+2` is not `2+x`: a right answer
     that only algebra could match to the reference earns nothing. --grader math-verify asks a library for it.
-  * Percent and currency signs are dropped: `50%` is 50. A unit counts where both sides have one: `5 m` is 5, not `5 s`.
+  * Percent and currency signs are dropped: `50%` is 50. A unit counts where both sides have one: `5 m` is 5, and
+    `5 meters`, not `5 s` (units.py).
 
 The text is written by the policy being trained, so it is hostile input: nothing is evaluated, every pass over it is
 linear in its length, what is longer than an answer is not read as one, and no string raises.
@@ -18,21 +19,29 @@ import re
 from fractions import Fraction
 from itertools import accumulate
 
+from units import LETTER, NO_UNIT, split_unit
+
 MAX_CHARACTERS = 1000  # a longer text is no answer; also stays below the 4300 digits at which int() raises
 MAX_DEPTH = 50  # of brackets
 MAX_EXPONENT = 1000  # 1e999999999 would be a billion digits in exact arithmetic
 
 # What is only typesetting. What is dropped leaves a space behind, so that no two numbers grow together.
 SIGNS = r"π \pi ∞ \infty ∪ \cup ∈ \in ∅ \emptyset ± \pm × \times · \cdot ≤ \le ≥ \ge ≠ \ne ≈ \approx θ \theta".split()
-SIGNS += "² ^2 ³ ^3 ½ 1/2 ⅓ 1/3 ⅔ 2/3 ¼ 1/4 ¾ 3/4 ⅛ 1/8 ⅜ 3/8 ⅝ 5/8 ⅞ 7/8".split()
+SIGNS += "¢ cents ² ^2 ³ ^3 ½ 1/2 ⅓ 1/3 ⅔ 2/3 ¼ 1/4 ¾ 3/4 ⅛ 1/8 ⅜ 3/8 ⅝ 5/8 ⅞ 7/8".split()
 SIGNS = {ord(sign): f" {name} " for sign, name in zip(SIGNS[::2], SIGNS[1::2], strict=True)}
 SIGNS |= dict.fromkeys(map(ord, "−–"), "-")
+SIGNS |= {0xFF01 + i: chr(0x21 + i) for i in range(94)}  # full-width, of Chinese and Japanese texts
+SIGNS |= dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad"), "")  # zero-width
 COMMANDS = {"dfrac": r"\frac", "tfrac": r"\frac", "cfrac": r"\frac", "dbinom": r"\binom", "tbinom": r"\binom"}
 COMMANDS |= {"lt": "<", "gt": ">", "leq": r"\le", "leqslant": r"\le", "geq": r"\ge", "geqslant": r"\ge", "neq": r"\ne"}
 COMMANDS |= {"varnothing": r"\emptyset", "lbrace": r"\{", "rbrace": r"\}", "mid": "|"}
 COMMANDS |= dict.fromkeys("left right big bigl bigr Big Bigl Bigr displaystyle quad qquad degree".split(), " ")
-CURRENCIES = {"$": " dollars", "€": " euros", "£": " pounds"}
+CURRENCIES = {"$": " dollars", "€": " euros", "£": " sterling"}
 DRESS = [
+    (  # 1 234 and 1'234, but not 1 234 5
+        r"^\s*([-+]?(?:\\?[$€£])?[1-9][0-9]{0,2}([ '’\u00a0\u2009\u202f])[0-9]{3}(?:\2[0-9]{3})*)(?! ?[-0-9/,'’^])",
+        lambda m: m[1].replace(m[2], ""),
+    ),
     (r"^\s*(-?) ?\\?([$€£]) ?(-?[0-9.,]*[0-9])\.?\s*$", lambda m: m[1] + m[3] + CURRENCIES[m[2]]),  # $5, not $5$
     (r"√ *([0-9]+)|(?<![\\A-Za-z])sqrt *\(([^()]*)\)", r"\\sqrt{\1\2}"),
     (r"(?<=[0-9]) ?(?:\{,\}|,? ?\\!|\\,) ?(?=[0-9]{3}(?![0-9]))", ""),  # 1{,}234, 1,\!234 and 1\,234
@@ -53,32 +62,10 @@ DRESS = [
 DRESS = [(re.compile(pattern), replacement) for pattern, replacement in DRESS]
 
 # [0-9] rather than \d, which also matches the digits of other scripts.
-NUMBER = r"(?:(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
+WHOLE = r"(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[1-9][0-9]?(?:,[0-9]{2})+,[0-9]{3}|[0-9]+)"  # 1,234,567 and 12,34,567
+NUMBER = rf"(?:{WHOLE}(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 FRACTION = re.compile(rf"\\frac *([0-9]|\{{ *[+-]?{NUMBER} *\}}) *([0-9]|\{{ *{NUMBER} *\}})")
 RATIONAL = re.compile(rf"([+-]?) ?(?:([0-9]+) (?=[0-9]+ ?/))?({NUMBER})(?: ?/ ?({NUMBER}))?")  # 5, -1/2, 1 1/2
-NUMERIC = re.compile(
-    r"(?:.*(?:=|\\in))?(?:\\(?:frac|sqrt|pi|cdot|times|pm|and|or)(?![a-z])|[0-9]e|[-+*/^{}()[\]0-9., ])+"
-)
-# A unit is one word or more behind a number. These words change the number, or leave it open:
-NO_UNIT = """zero one two three four five six seven eight nine ten eleven twelve [a-z]*teen twenty thirty forty fifty
-sixty seventy eighty ninety hundred thousand thou mill? bil [a-z]*illion doz(?:en)? score pair couple gross(?:es)?
-grand lakh crore myriad kilo mega milli centi half halve quarter third hundreth
-(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf)th [a-z]*(?:teen|tie|red|ion|and)th once twice thrice [a-z]*fold
-doubled? tripled? halved squared cubed factorial root power raised mod modulo choose plus minus times over by to
-divided multiplied remainder inverse reciprocal pi sqrt log ln exp sin cos tan cot csc repeating recurring rounded
-infinity mille am pm no not none never neither nor without except excluding wrong incorrect false negative maybe
-perhaps about approx approximately roughly few several more less fewer greater smaller larger bigger above below over
-under than least most minimum maximum and or but if unless versus vs"""
-NO_UNIT = re.compile(rf"\b(?:{'|'.join(NO_UNIT.split())})s?\b", re.IGNORECASE)
-SHORT = r"(?i:mm|cm|km|kg|mg|ml|lbs?|oz|ft|mph|hrs?|min)\b"  # glued to the number or not
-WORDS = r"[A-Za-z]+\.?(?:(?:\ |\ ?/\ ?)[A-Za-z]{2,}\.?|-[A-Za-z]{3,}|\ a\b|/[A-Za-z])*(?:\ ?\^\ ?\{?[23]\}?)?"
-UNIT = re.compile(
-    rf"""(?:(?<=[0-9}})])|(?<=\\pi)) (?:(?={SHORT})|\ |\ ?/\ ?|\ (\())  # 5cm, 5 cm, 5/hour, 5 (apples)
-    (?=(?i:{SHORT}|(?:in|mi|yd|sq|cu|fl)\b|(?=[a-z]*[aeiou])[a-z]{{3}})|m\b|(?<=[0-9]\ )[CFghJlLNsVW]\b)
-    ({WORDS}) (?(1)\))$""",
-    re.VERBOSE,
-)
-PLURAL = re.compile(r"(?<=[a-z])(?:(?<=[a-z]{2})ies|(?<=[^aeiou])y|es|e|(?<!s)s)\b")
 NAME = re.compile(  # x, x_1, f(x), (x, y), AB, \theta, \angle ABC, area
     r"[A-Za-z](?:_\{?\w+\}?|\(\w\))?|\([a-z](?:, ?[a-z])+\)|[A-Z]{2}|\\(?:angle )?[A-Za-z]+|[A-Za-z]{3,}"
 )
@@ -88,21 +75,19 @@ SEPARATORS = {",", ";", r"\and", r"\or"}
 RELATIONS = {"=", "<", ">", r"\le", r"\ge", r"\ne", r"\in", r"\notin"}
 
 
-def canonical(text: str) -> tuple[Fraction | tuple | str | None, str | None]:
+def canonical(text: str, apart: bool = False) -> tuple[Fraction | tuple | str | None, str | None]:
     r"""The value of `text`, one for all ways to write it that are known here, and its unit or None.
 
     A Fraction; a tuple of a kind and of such values, in order for "(1, 2)", "[0, 1)", matrices and relations, sorted
     for sets, unions, "1, 2" and "\pm 1", with its name for "x = 5"; a string for all else; None for what is empty or
-    too long.
+    too long.  apart: a letter that touches a number is its unit, 5m is 5 m; else it is algebra.
     """
     text = plain(text) if len(text) <= MAX_CHARACTERS else ""
+    text = LETTER.sub(" ", text) if apart else text
     if max(depths(text), default=0) > MAX_DEPTH:
         return written(text), None
-    unit = UNIT.search(text)
-    if not unit or NO_UNIT.search(unit[2]) or not NUMERIC.fullmatch(text, 0, unit.start()):
-        return value(text), None
-    singular = PLURAL.sub("", unit[2].lower())
-    return value(text[: unit.start()]), re.sub("[^a-z0-9/]", "", singular)
+    text, unit = split_unit(text)
+    return value(text), unit
 
 
 def unnamed(found):

@@ -10,8 +10,10 @@ gradient sees. A completion without an end token is not correct and earns 0, wha
 """
 
 import re
+from fractions import Fraction
 
 from answers import MAX_CHARACTERS, canonical, plain, unnamed
+from units import same_unit
 
 MARKER = re.compile(  # by its first characters, so that what cannot begin a marker is passed over at once
     r"####+|a(?i:nswer is)\b:?|A(?i:nswer is)\b:?|\\(?=[BFbf])(?<![-−]\\)(?i:boxed|fbox) *\{", re.ASCII
@@ -21,6 +23,7 @@ LINE_END = re.compile(r"[\r\n]")
 SENTENCE_END = re.compile(
     r"(?<!\bMr|\bMs|\bDr|\bSt|\bsq|\bcu|\bfl)(?<!\bMrs)[.!?](?=\s|\Z)(?!\s*[0-9])|,?\s\(?(?:because|since|which)\b"
 )
+LONG_DECIMAL = re.compile(r"[1-9][0-9]*\.[0-9]{7}|\.0*[1-9][0-9]{6}")  # a computed one: 0.16666666666666666
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # \{ is a printed brace, it groups nothing
 
 
@@ -39,11 +42,25 @@ def is_correct(completion: str, answer: str) -> bool:
     """Whether the last marker of `completion` holds the reference `answer`: equal as values, see `canonical`."""
     text = extract_answer(completion) or ""
     (given, unit), (expected, its_unit) = canonical(text), canonical(answer)
-    if None in (given, expected) or (unit and its_unit and unit != its_unit):
+    if bool(unit) != bool(its_unit) and Fraction in (type(given), type(expected)):  # 5m, where the other says 5 m
+        (given, unit), (expected, its_unit) = canonical(text, apart=True), canonical(answer, apart=True)
+    if None in (given, expected) or not same_unit(unit, its_unit):
         return False
+    if isinstance(given, Fraction) and isinstance(expected, Fraction) and LONG_DECIMAL.search(answer):
+        return given == expected or rounds(given, expected)
     if expected in tuple("ABCDE") and re.fullmatch(r"\( ?[a-e] ?\)", plain(text)):
         given = given.upper()
     return given == expected or unnamed(given) == expected or given == unnamed(expected)
+
+
+def rounds(given: Fraction, expected: Fraction) -> bool:
+    """Whether a number is what a long decimal was computed as, its double, or its rounding to two decimals or more that
+    leave two significant digits: 1/6 and 0.17 for 0.16666666666666666."""
+    if abs(given - expected) > Fraction(1, 200) or abs(expected) > 10**15:
+        return False
+    places = next((n for n in range(2, 20) if (given * 10**n).denominator == 1), None)
+    rounded = places and abs(given) * 10**places >= 10 and abs(given - expected) * 10**places <= Fraction(1, 2)
+    return bool(rounded) or float(given) == float(expected)
 
 
 def extract_answer(completion: str) -> str | None:

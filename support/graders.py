@@ -14,6 +14,7 @@ from threading import Timer
 from answers import MAX_CHARACTERS, canonical, plain, unnamed, written
 from data.problem import Problem
 from reward import extract_answer, is_correct
+from units import same_unit
 
 GRADERS = ("rules", "math-verify")
 Grader = Callable[[str, Problem], bool]  # a completion and its problem -> right or wrong
@@ -103,7 +104,7 @@ def alike(given: str, answer: str) -> bool:
     """
     (found, unit), (expected, its_unit) = canonical(given), canonical(answer)
     found, expected = unnamed(found), unnamed(expected)
-    if None in (found, expected) or isinstance(expected, Fraction) or (unit and its_unit and unit != its_unit):
+    if None in (found, expected) or isinstance(expected, Fraction) or not same_unit(unit, its_unit):
         return False
     texts = [re.sub(r"\\[A-Za-z]+", " ", plain(text)) for text in (given, answer)]
     words = [re.findall(r":.*|\b[ap]m\b|[A-Za-z]{3,}", text) for text in texts]

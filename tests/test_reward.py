@@ -166,6 +166,42 @@ UNITS = [  # texts with one number and one unit: each equals the number alone, a
     ("300000000", r"3 \times 10^8 \text{ m/s}", "300,000,000 m/s"),
     ("0.75", "¾ cup", "3/4 cups"),
     ("36", "36 cm²", "36 cm^2", r"36\text{ cm²}"),
+    ("16", "16 m", "16 meters", "16 metres", "16 (meter)", r"16\text{ m}"),
+    ("60", "60 km/h", "60 kmh", "60 kph", "60 kilometers per hour", "60 kilometres an hour", "60km/h"),
+    ("60", "60 mph", "60 miles per hour", "60 miles/hour"),
+    ("5", "5 kg", "5kgs", "5 kilograms", "5 kilogram"),
+    ("5", "5 min", "5 mins", "5 minutes", "5min"),
+    ("5", "5 hrs", "5 hr", "5 hours", "5 h"),
+    ("5", "5 lbs", "5 lb", "5 pounds"),
+    ("5", "5 pounds", "£5"),
+    ("36", "36 sq ft", "36 square feet", "36 ft²", "36 ft^2", "36 sq. foot"),
+    ("36", "36 cubic meters", "36 m^3", "36 m³", "36 cu. meters"),
+    ("50", "50¢", "50 cents", "50 ¢"),
+    ("30", "30°C", "30 degrees Celsius", "30 C", r"30^\circ C"),
+    ("3", "3 years", "3 yrs", "3 yr"),
+    ("2", "2 tbsp", "2 tablespoons"),
+    ("2", "2 fl. oz.", "2 fluid ounces"),
+    ("5", "$5/hour", "5 dollars per hour", "5 dollars an hour"),
+]
+LETTERS = [  # a letter that touches the number is a unit where the other side has one: alone it may be algebra
+    ("5m", "5 m"),
+    ("5m", "5 meters"),
+    ("5s", "5 seconds"),
+    ("5h", "5 hours"),
+    ("5g", "5 g"),
+]
+AMBIGUOUS = [  # completion, reference, whether it is right: an m is what the reference says
+    ("16 m", "16 minutes", True),
+    ("16 m", "16 miles", True),
+    ("16 m", "16 meters", True),
+    ("16 meters", "16 m", True),
+    ("16 minutes", "16 m", False),
+    ("16 miles", "16 m", False),
+    ("16 minutes", "16 meters", False),
+    ("5 lbs", "£5", False),
+    ("£5", "5 lb", False),
+    ("5m", "5 s", False),
+    ("5", "5m", False),
 ]
 
 TWO_UNITS = [  # other amounts, though the numbers are the same
@@ -185,6 +221,12 @@ TWO_UNITS = [  # other amounts, though the numbers are the same
     ("€5", "$5"),
     ("5 pence", "£5"),
     ("5 feet, 6 inches", "5 feet, 6 cm"),
+    ("5 hours", "5/hour"),
+    ("5 oz", "5 fl oz"),
+    ("60 mph", "60 km/h"),
+    ("5 ft", "5 sq ft"),
+    ("5 m/s", "5 m"),
+    ("3 yd", "3 yr"),
 ]
 
 WRONG = [  # completion, reference, why
@@ -601,6 +643,78 @@ def test_two_units_have_to_be_one(one, other):
     """Five cents are not five dollars."""
     assert not is_correct(f"#### {one}", other) and not is_correct(f"#### {other}", one)
     assert is_correct(f"#### {one}", one) and is_correct(f"#### {other}", other)
+
+
+@pytest.mark.parametrize("one, other", LETTERS)
+def test_a_letter_that_touches_the_number_is_a_unit_where_the_other_side_has_one(one, other):
+    """Either may be the reference; without a unit on the other side it stays algebra."""
+    assert is_correct(f"#### {one}", other) and is_correct(f"#### {other}", one)
+    assert not is_correct(f"#### {one}", "5") and not is_correct("#### 5", one)
+
+
+@pytest.mark.parametrize("completion, answer, right", AMBIGUOUS)
+def test_a_unit_that_may_be_several_is_what_the_reference_says(completion, answer, right):
+    """An m is a metre, a minute or a mile; but a metre is never a minute."""
+    assert is_correct(f"#### {completion}", answer) is right
+
+
+COMPUTED = {  # a reference with all digits of a double: what equals it, what does not
+    "0.16666666666666666": (
+        ["1/6", r"\frac16", "0.17", "0.167", "0.1666667", "0.16666666666666666"],
+        ["0.2", "0.16", "0.166", "1/7", ".1"],
+    ),
+    "33.333333333333336": (["33.33", "100/3", "33 1/3", "33.333 dollars"], ["33.3", "33", "33.34", "-33.33"]),
+    "0.30000000000000004": (["0.3", "0.30", "3/10"], ["0.31", "0.2999", "1/3"]),
+    "2.9999999999999996": (["3", "3.00"], ["2.99", "3.01"]),
+    "0.0034482758620689655": (["0.0034", "1/290", "0.00345"], ["0.00", "0", "0.003", "0.0035"]),
+    "1.6666666666666667e-05": (["0.000017", "1/60000"], ["0", "0.00002"]),
+    "16.666666666666668 km": (["16.67", "16.67 kilometers", "50/3 km"], ["16.67 m", "16.7"]),
+    "-0.8333333333333334": (["-5/6", "-0.83"], ["5/6", "0.83", "-0.84"]),
+    ".0000672": ([".0000672"], ["0.000067"]),  # exact: few digits
+    "0.3333": (["0.3333"], ["1/3", "0.33"]),
+    "1/3": (["1/3"], ["0.33", "0.3333333333333333"]),
+}
+
+
+@pytest.mark.parametrize("answer", COMPUTED)
+def test_a_reference_that_a_program_computed_can_be_reached(answer):
+    """Nobody writes 17 digits. Its fraction counts, and its rounding to two decimals that leave two digits, no less."""
+    right, wrong = COMPUTED[answer]
+    for text in right:
+        assert is_correct(f"#### {text}", answer), text
+    for text in ["", "1e999", "1e-999", *wrong]:
+        assert not is_correct(f"#### {text}", answer), text
+
+
+@pytest.mark.parametrize(
+    "text, number",
+    [
+        ("1 234", "1234"),
+        ("1'234", "1234"),
+        ("1’234", "1234"),
+        ("1\u00a0234", "1234"),
+        ("1\u202f234.5", "1234.5"),
+        ("12 345 678", "12345678"),
+        ("1,23,456", "123456"),
+        ("12,34,56,789", "123456789"),
+        ("１，２３４．５", "1234.5"),
+        ("1\u200b234", "1234"),
+        ("\ufeff42", "42"),
+        ("$1 234", "1234"),
+        ("-1 234 km", "-1234"),
+    ],
+)
+def test_digits_may_be_grouped_as_in_other_countries(text, number):
+    """On a reference, where nothing else would be right, and on a completion."""
+    assert is_correct(f"#### {number}", text) and is_correct(f"#### {text}", number)
+    assert not is_correct("#### 1", text) and not is_correct("#### 234", text)
+
+
+@pytest.mark.parametrize("text", ["1 23", "1 2345", "1 234 5", "1 234/5", "1 234, 5", "0 234", "1,2,345", "1,23,45"])
+def test_two_numbers_do_not_grow_together(text):
+    """Only whole groups of three, or India's two and three, make one number."""
+    digits = "".join(letter for letter in text if letter.isdigit())
+    assert not is_correct(f"#### {text}", digits)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {  # docs/ and tests/ stand above all
-    **dict.fromkeys(("model", "cache", "losses", "answers", "reward"), 0),
+    **dict.fromkeys(("model", "cache", "losses", "units", "answers", "reward"), 0),
     **dict.fromkeys(("skip", "data"), 1),
     "support": 2,
     **dict.fromkeys(("rollout", "report"), 3),  # report reads files alone; a run prints what it makes of them
