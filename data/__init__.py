@@ -23,7 +23,7 @@ EMBEDDED = Path(__file__).parent / "tiny"  # the embedded model, which docs/tiny
 
 def is_file(name: str) -> bool:
     """Whether this names a file of the user's own, not a data set."""
-    return name.endswith((".jsonl", ".json"))
+    return name not in DATASETS and bool(Path(name).suffix)
 
 
 def splits(name: str) -> tuple[str, ...]:
@@ -66,7 +66,8 @@ def load_splits(
 ) -> tuple[list[Problem], dict[str, list[Problem]]]:
     """The problems to train on, and those to test with by split: test and, of arith, wordings; or valid.
 
-    test_file: tested with instead, and not trained on.  eval_split: test, or valid, which is then not trained on.
+    test_file: tested with instead.  eval_split: test, or valid.  No problem that is tested with is trained on, however
+        it is spaced and capitalised.
     warmup_epochs: if there are any, every problem to train on needs a rationale.
     Raises what `load` raises, and ValueError for flags that exclude each other.
     """
@@ -76,18 +77,17 @@ def load_splits(
         raise ValueError(f"--test-file is {test_file!r}; expected a file *.jsonl or *.json")
     if test_file:
         tests = {"test": load(test_file, "all")}
-        train = load(dataset, "all" if is_file(dataset) else "train", data_dir)
-        tested, n = {problem.question for problem in tests["test"]}, len(train)
-        train = [problem for problem in train if problem.question not in tested]
-        if len(train) < n:
-            warnings.warn(f"{n - len(train):,} problems of --test-file are not trained on", stacklevel=1)
-        if not train:
-            raise ValueError(f"--test-file {test_file}: all problems of {dataset} are in it, none is left to train on")
+        every = load(dataset, "all" if is_file(dataset) else "train", data_dir)
     else:
         asked = ("train", "valid") if eval_split == "valid" else splits(dataset)
         tests = {split: load(dataset, split, data_dir) for split in asked}
-        train = tests.pop("train")
-        train = train[: len(train) - len(tests.get("valid", []))]
+        every = tests.pop("train")
+    tested = {problem.key for problems in tests.values() for problem in problems}
+    train = [problem for problem in every if problem.key not in tested]
+    if twice := len(every) - len(train) - len(tests.get("valid", ())):
+        warnings.warn(f"{twice:,} problems of {dataset} are tested with, and so not trained on", stacklevel=1)
+    if not train:
+        raise ValueError(f"all problems of {dataset} are tested with, none is left to train on")
     unsolved = sum(not problem.rationale for problem in train)
     if warmup_epochs and unsolved:
         raise ValueError(

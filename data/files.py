@@ -2,11 +2,13 @@
 
 import http.client
 import json
+import math
 import os
 import re
 import socket
 import sys
 import warnings
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,7 +18,11 @@ import torch
 
 from answers import canonical, plain
 from data.problem import Problem
-from reward import is_correct
+from reward import LONG_DECIMAL, is_correct
+
+SENTENCE = 5  # words of an answer from which on it reads as a sentence
+COMMON = 0.02  # share of the problems with one answer, no number, from which on a warning is due
+CHOICE = re.compile("[A-E]|yes|no|true|false", re.IGNORECASE)  # but not for these
 
 
 @dataclass(frozen=True)
@@ -63,14 +69,14 @@ def download(source: Source, path: Path) -> None:
 def read_problems(
     path: Path, fields: dict[str, type | tuple], to_problem: Callable[[dict], Problem], expected: int | None = None
 ) -> list[Problem]:
-    """What `to_problem` makes of the records of a JSON list (*.json) or of JSON lines (*.jsonl), in their order.
+    """What `to_problem` makes of the records of a JSON list or of JSON lines, in their order.
 
     fields: what each record must hold, and of which types.  expected: records of the published file; another count is
     printed, for a partial file may be meant but should not go unnoticed.
     Raises ValueError that names the file and the line (or the record of a list): no record is ever left out. Answers
-    that their number alone would not equal, "5 dozen", are counted and named: a completion has to say all of it.
+    that are hard to reach (`doubt`) are counted and named.
     """
-    problems, long = [], []
+    problems, doubtful = [], defaultdict(list)
     for place, record in read_records(path):
         try:
             for field, kind in fields.items():
@@ -85,43 +91,67 @@ def read_problems(
         except ValueError as error:
             raise ValueError(f"{path}, {place}: {error}") from None
         problems.append(problem)
-        bare = re.match(r"\S*[0-9](?= \(?[A-Za-z]{2})", plain(problem.answer))
-        if bare and not is_correct(f"#### {bare[0]}", problem.answer):
-            long.append(f"{problem.answer[:80]!r} ({place})")
+        if why := doubt(problem.answer):
+            doubtful[why].append(f"{problem.answer[:80]!r} ({place})")
     if not problems:
         raise ValueError(f"{path}: no records")
     if expected is not None and len(problems) != expected:
         print(f"{path}: {len(problems):,} problems (the published file has {expected:,})", file=sys.stderr)
-    if long:
-        some = ", ".join(long[:3]) + ", …" * (len(long) > 3)
-        warnings.warn(f"{path}: {len(long):,} answers say more than a number and its unit: {some}", stacklevel=1)
+    for why, places in doubtful.items():
+        some = ", ".join(places[:3]) + ", …" * (len(places) > 3)
+        warnings.warn(f"{path}: answers that {why}: {len(places):,}, {some}", stacklevel=1)
+    for text, n in Counter(problem.answer for problem in problems).most_common(9):
+        no_number = not isinstance(canonical(text)[0], Fraction) and not CHOICE.fullmatch(plain(text).strip("() "))
+        if no_number and n >= max(3, COMMON * len(problems)):
+            warnings.warn(
+                f"{path}: {n:,} of {len(problems):,} problems have the answer {text[:80]!r}, which a model learns to "
+                "give to all; take them out if it is a mark and no answer",
+                stacklevel=1,
+            )
     return problems
 
 
+def doubt(answer: str) -> str:
+    """What makes a reference answer hard to reach, as the rest of "answers that"; empty if nothing does."""
+    text = plain(answer)
+    bare = re.match(r"\S*[0-9](?= \(?[A-Za-z]{2}| ?[A-Za-z] [0-9])", text)
+    if len(re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", text)) >= SENTENCE:
+        return "read as sentences, which a completion has to repeat word for word"
+    if bare and not is_correct(f"#### {bare[0]}", answer):
+        return "say more than a number and its unit"
+    if LONG_DECIMAL.search(text) and isinstance(canonical(answer)[0], Fraction):
+        return "have so many decimals that the fraction, or a rounding to two or more, counts as well"
+    return ""
+
+
 def read_records(path: Path) -> list[tuple[str, object]]:
-    """The records of a JSON list or of JSON lines, each with its place. Raises ValueError that names the place."""
+    """The records of a JSON list or of JSON lines, whatever the file is called, each with its place.
+
+    Raises ValueError that names the place.
+    """
     place = "the whole file"
     try:
         text = path.read_text(encoding="utf-8-sig")
-        if path.suffix == ".jsonl":
-            records = []
+        if not text.lstrip().startswith("["):
+            found = []
             for n, line in enumerate(text.split("\n"), start=1):  # splitlines would cut at U+2028 too
                 place = f"line {n}"
                 if line.strip():
-                    records.append((place, json.loads(line, parse_constant=refuse)))
-            return records
-        records = json.loads(text, parse_constant=refuse)
+                    found.append((place, json.loads(line, parse_float=finite, parse_constant=finite)))
+            return found
+        records = json.loads(text, parse_float=finite, parse_constant=finite)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: no UTF-8 text ({error})") from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}, {place}: no JSON ({error})") from None
-    if not isinstance(records, list):
-        raise ValueError(f"{path}: expected a JSON list of records, got {repr(records)[:80]}")
+        raise ValueError(f"{path}, {place}: no JSON ({error}); expected a record a line, or a list of them") from None
     return [(f"record {n}", record) for n, record in enumerate(records, start=1)]
 
 
-def refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number")
+def finite(text: str) -> float:
+    """A number of a JSON file. Raises ValueError for NaN, Infinity and 1e400, which Python's json takes."""
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is no number")
+    return number
 
 
 def number(answer: str) -> str:

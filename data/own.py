@@ -4,13 +4,12 @@
     {"problem": "Factor $x^2 - 1$.", "answer": "(x+1)(x-1)", "solution": "..."}
     {"context": "Tom has 2 pens and buys 3.", "question": "How many has he?", "final_answer": ["5"]}
 
-A question is called question or problem; what stands before it (CONTEXT) is put in front. An answer is the answer
-alone, a number or text, called answer or final_answer; without one, it is what the solution marks, \\boxed{…} or ####.
-A solution is needed by a warm-up only. A checksum of the question puts one in ten into the test split: it stays the
-same when the file grows, and a question that comes twice is on one side.
+A question is called question or problem, in capitals or not; what stands before it (CONTEXT) is put in front. An answer
+is the answer alone, a number or text, called answer or final_answer; without one, it is what the solution marks,
+\\boxed{…} or ####. A solution is needed by a warm-up only. A checksum of the question puts one in ten into the test
+split: it stays the same when the file grows, and a question that comes twice is on one side.
 """
 
-import difflib
 import os
 import warnings
 from pathlib import Path
@@ -21,12 +20,10 @@ from data.problem import Problem
 from reward import extract_answer
 
 CONTEXT = ("body", "context", "passage")
-CHOICES = ("choices", "options")
-KNOWN = (*CONTEXT, *CHOICES, "question", "problem", "answer", "final_answer", "solution")
-SUSPECT = {  # names of fields that may be a part of the problem, and are not read
-    *("text", "input", "prompt", "premise", "story", "background", "description", "facts", "conditions", "hint"),
-    *("table", "image", "image_1", "images", "figure", "diagram", "subquestion", "questions", "problem_statement"),
-}
+QUESTION, ANSWER = ("question", "problem"), ("answer", "final_answer")
+CHOICES = ("choices", "options", "a", "option_a")
+READ = {*CONTEXT, *QUESTION, *ANSWER, "solution"}
+TABLES = {".csv": "read_csv", ".tsv": "read_table", ".parquet": "read_parquet", ".xlsx": "read_excel"}  # of pandas
 
 
 def load(path: str | Path, split: str) -> list[Problem]:
@@ -34,12 +31,18 @@ def load(path: str | Path, split: str) -> list[Problem]:
     path = Path(os.path.expanduser(path))
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected JSON lines with a question and an answer each")
+    if reader := TABLES.get(path.suffix.lower()):
+        lines = path.with_suffix(".jsonl").name
+        raise ValueError(
+            f"{path}: expected JSON lines; make them with pandas: {reader}({path.name!r}).to_json({lines!r}, "
+            "orient='records', lines=True)"
+        )
     unread = set()
-    problems = read_problems(path, {}, lambda record: unread.update(suspects(record)) or to_problem(record))
+    problems = read_problems(path, {}, lambda record: to_problem(record, unread))
     if unread:
-        names = ", ".join(sorted(unread))
-        warnings.warn(f"{path}: not read, though it may belong to the problems: {names}", stacklevel=1)
-    chosen = [problem for problem in problems if split in ("all", split_of(problem.question))]
+        warnings.warn(f"{path}: fields that are not read: {', '.join(sorted(unread)[:9])}", stacklevel=1)
+    first = {}  # the spelling of each question that came first says where all go
+    chosen = [p for p in problems if split in ("all", split_of(first.setdefault(p.key, p.question)))]
     if not chosen:
         raise ValueError(
             f"{path}: {len(problems)} problems, none in the {split} split (a checksum puts one in ten into test); "
@@ -48,26 +51,26 @@ def load(path: str | Path, split: str) -> list[Problem]:
     return chosen
 
 
-def suspects(record) -> list[str]:
-    """The fields that are not read and have a suspicious name, or nearly that of one which is read."""
-    if not isinstance(record, dict):
-        return []
-    unread = [name for name, value in record.items() if value and name not in KNOWN]
-    return [name for name in unread if name in SUSPECT or difflib.get_close_matches(name, KNOWN, 1, 0.8)]
-
-
-def to_problem(record: dict) -> Problem:
+def to_problem(record: dict, unread: set[str]) -> Problem:
+    """The problem of a record. Adds the names of fields that hold text and are not read to `unread`."""
     if not isinstance(record, dict):
         raise ValueError(f"expected a record, got {repr(record)[:80]}")
-    record = {
-        name: value[0] if isinstance(value, list) and len(value) == 1 else value for name, value in record.items()
-    }
-    given = {name: value for name, value in record.items() if value is not None}
+    given = {}
+    for field, value in record.items():
+        name = "_".join(field.lower().replace("-", " ").split())  # Body; Final Answer, final-answer
+        value = value[0] if isinstance(value, list) and len(value) == 1 else value
+        if name in CHOICES and value:
+            raise ValueError(f"the field {field!r} is not read; write the choices into the question")
+        if name in READ and value is not None and given.setdefault(name, value) != value:
+            raise ValueError(f"two fields are called {name!r}, and differ")
+        if name not in READ and value and isinstance(value, str | list | dict):
+            unread.add(field)
+    for name, other in (QUESTION, ANSWER):
+        if {name, other} <= given.keys() and given[name] != given[other]:
+            unread.add(other)
     question, solution = given.get("question", given.get("problem")), given.get("solution")
     if not isinstance(question, str):
         raise ValueError(f"expected a text 'question' or 'problem', got {repr(record)[:80]}")
-    if choices := [name for name in CHOICES if given.get(name)]:
-        raise ValueError(f"the field {choices[0]!r} is not read; write the choices into the question")
     before = [given[name] for name in CONTEXT if given.get(name)]
     if not all(isinstance(text, str) for text in before):
         raise ValueError(f"expected a text before the question, got {repr(before)[:80]}")

@@ -167,7 +167,7 @@ def test_valid_is_the_last_hundred_of_train(tmp_path):
         (lines(GSM8K, {"question": "a number and more", "answer": "#### 5\nthe end"}), "line 2: expected a number"),
         (lines(GSM8K, {"question": " ", "answer": "#### 4"}), "line 2: the question is empty"),
         (lines(GSM8K, {"question": "half a character \ud800", "answer": "#### 4"}), "line 2"),
-        ("[" * 100_000, "line 1: no JSON"),
+        ("[" * 100_000, "the whole file: no JSON"),
         ("9" * 10_000, "line 1: no JSON"),
         ("", "no records"),
         ("\n \n", "no records"),
@@ -189,9 +189,8 @@ def test_broken_json_lines_name_the_file_and_the_line(tmp_path, content, place):
         (json.dumps([SVAMP, {"Body": "and no more"}]), "record 2"),
         (json.dumps([SVAMP, SVAMP | {"Answer": "51"}]), "record 2"),
         (json.dumps([SVAMP, SVAMP | {"Answer": float("nan")}]), "NaN is no number"),
-        (json.dumps([SVAMP]).replace("51.0", "1e400"), "record 1: expected a number"),
+        (json.dumps([SVAMP]).replace("51.0", "1e400"), "1e400 is no number"),
         (json.dumps([SVAMP])[:-10], "no JSON"),
-        (json.dumps(SVAMP), "svamp.json"),  # one record in place of a list
         ("[]", "no records"),
         ("5", "svamp.json"),
     ],
@@ -286,7 +285,10 @@ def test_a_file_of_ones_own_is_split_by_its_questions(tmp_path):
 @pytest.mark.parametrize(
     "record, expected",
     [
-        ({"Question": "Two and two?", "answer": 4}, "'question' or 'problem'"),
+        ({"query": "Two and two?", "answer": 4}, "'question' or 'problem'"),
+        ({"question": "Two and two?", "Question": "Two and three?", "answer": 4}, "called 'question', and differ"),
+        ({"question": "Which?", "answer": "B", "A": "4", "B": "5"}, "'A' is not read; write the choices"),
+        ({"question": "Which?", "answer": "B", "Option A": "4"}, "'Option A' is not read; write the choices"),
         ({"question": "Two and two?"}, "'answer', got the fields question"),
         ({"question": "Two and two?", "answer": [4, 5]}, "'answer', got \\[4, 5\\]"),
         ({"question": "Two and two?", "final_answer": ["4", "5"]}, "'answer', got \\['4', '5'\\]"),
@@ -319,7 +321,10 @@ def test_a_broken_record_of_ones_own_is_named_with_what_was_expected(tmp_path, r
         ({"context": "Tom has 2.", "question": "How many?", "answer": 2}, "Tom has 2.\nHow many?", "2"),
         ({"passage": "Tom has 2.", "problem": "How many?", "answer": 2}, "Tom has 2.\nHow many?", "2"),
         ({"context": None, "question": "Find x.", "final_answer": ["$2$"], "solution": ["So 2."]}, "Find x.", "$2$"),
-        ({"problem": "Find x.", "solution": "So $x = \\boxed{2}$.", "type": "Algebra"}, "Find x.", "2"),
+        ({"problem": "Find x.", "solution": "So $x = \\boxed{2}$.", "level": 3}, "Find x.", "2"),
+        ({"Body": "Tom has 2.", "question": "How many?", "Answer": 2}, "Tom has 2.\nHow many?", "2"),
+        ({"CONTEXT": "Tom has 2.", "Problem": "How many?", "Final Answer": 2}, "Tom has 2.\nHow many?", "2"),
+        ({"passage ": "Tom has 2.", "QUESTION": "How many?", "final-answer": 2}, "Tom has 2.\nHow many?", "2"),
         ({"question": "Two?", "answer": 2, "choices": [], "options": None}, "Two?", "2"),
     ],
 )
@@ -331,19 +336,40 @@ def test_what_published_files_call_their_fields_is_read_whole(tmp_path, recwarn,
     assert (problem.question, problem.answer) == (question, answer) and not recwarn.list
 
 
-def test_a_field_that_may_belong_to_the_problem_and_is_not_read_is_named_once(tmp_path):
-    """A table or a picture that the question speaks of; a field whose name is misspelt."""
+def test_text_that_is_not_read_is_named_once(tmp_path):
+    """A table that the question speaks of, a field whose name is misspelt, a second question or answer: only the user
+    knows whether it belongs to the problem."""
     path = tmp_path / "own.jsonl"
     path.write_text(
         lines(
             *(
-                {"question": "How many?", "answer": 2, "table": "a|b", "hint": "", "bodyy": "Tom", "id": i}
+                {"question": "How many?", "answer": 2, "hint": "", "bodyy": "Tom", "id": i}
+                | {"Story": "Long ago.", "table": ["a", "b"], "problem": "He sings.", "final_answer": "two"}
                 for i in range(3)
             )
         )
     )
-    with pytest.warns(UserWarning, match="own.jsonl: not read, though it may belong to the problems: bodyy, table$"):
+    with pytest.warns(UserWarning, match="own.jsonl: fields .* not read: Story, bodyy, final_answer, problem, table$"):
         data.load(str(path), "all")
+
+
+@pytest.mark.parametrize("name", ["own.jsonl", "own.json", "own.txt"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_list_and_lines_are_read_whatever_the_file_is_called(tmp_path, name, whole):
+    """Exports are named either way."""
+    records = [{"question": "Two and two?", "answer": 4}, {"question": "Two and three?", "answer": 5}]
+    (tmp_path / name).write_text(json.dumps(records, indent=1) if whole else lines(*records))
+    assert [problem.answer for problem in data.load(str(tmp_path / name), "all")] == ["4", "5"]
+
+
+@pytest.mark.parametrize("name, reader", [("own.csv", "read_csv"), ("own.parquet", "read_parquet")])
+def test_a_table_is_refused_with_the_command_that_makes_lines_of_it(tmp_path, name, reader):
+    """pandas reads tables; we need not."""
+    (tmp_path / name).write_bytes(b"PAR1")
+    with pytest.raises(
+        ValueError, match=rf"{name}: expected JSON lines; .* {reader}\('{name}'\)\.to_json\('own.jsonl'"
+    ):
+        data.load(str(tmp_path / name), "all")
 
 
 def test_answers_that_say_more_than_a_number_and_its_unit_are_counted_and_named(tmp_path, recwarn):
@@ -368,9 +394,80 @@ def test_answers_that_say_more_than_a_number_and_its_unit_are_counted_and_named(
     more = ["5 dozen", "12 hours 30 minutes", "9 a.m.", "$3 million", "4 apples and 2 pears"]
     path.write_text(lines(*({"question": "What?", "answer": answer} for answer in ["9 (apples)", *more])))
     with pytest.warns(
-        UserWarning, match=r"own.jsonl: 5 answers say more than .* unit: '5 dozen' \(line 2\), '12 hours"
+        UserWarning, match=r"own.jsonl: answers that say more than .* unit: 5, '5 dozen' \(line 2\), '12 hours"
     ):
         assert len(data.load(str(path), "all")) == 6
+
+
+@pytest.mark.parametrize("answer", ["2 h 30 min", "1 m 20 cm", "5 ft 6 in", "5 lbs 3 oz", "2h 30m", "3 d 4 h"])
+def test_an_amount_of_two_units_says_more_than_one_number(tmp_path, answer):
+    """As `2 hours 30 minutes` does: the number alone earns nothing."""
+    (tmp_path / "own.jsonl").write_text(lines({"question": "How long?", "answer": answer}))
+    with pytest.warns(UserWarning, match="say more than a number and its unit: 1, "):
+        data.load(str(tmp_path / "own.jsonl"), "all")
+
+
+def test_answers_that_are_sentences_or_computed_are_counted_and_named(tmp_path, recwarn):
+    """A completion would have to repeat a sentence word for word; of a double with all its digits it need not."""
+    path = tmp_path / "own.jsonl"
+    golds = ["There are 7 pens in it.", "Yes, for all even numbers", 0.16666666666666666, 2.5, "No", ".0000672"]
+    path.write_text(lines(*({"question": f"{i}?", "answer": answer} for i, answer in enumerate(golds))))
+    data.load(str(path), "all")
+    first, second = (str(warning.message) for warning in recwarn.list)
+    assert (
+        "answers that read as sentences, which" in first and ": 2, 'There are 7 pens in it.' (line 1), 'Yes," in first
+    )
+    assert "have so many decimals" in second and second.endswith(": 1, '0.16666666666666666' (line 3)")
+
+
+def test_one_answer_that_many_problems_have_is_named(tmp_path, recwarn):
+    """A mark such as "proof" pays a model that says it to every problem. Numbers and choices of a few may be common."""
+    path = tmp_path / "own.jsonl"
+    for answer, warned in (("proof", 1), ("notfound", 1), (7, 0), ("B", 0), ("Yes", 0), (r"\text{(C)}", 0)):
+        golds = [answer] * 4 + list(range(20, 116))
+        path.write_text(lines(*({"question": f"{i}?", "answer": gold} for i, gold in enumerate(golds))))
+        data.load(str(path), "all")
+        said = [str(warning.message) for warning in recwarn.list]
+        assert len(said) == warned and all(f"4 of 100 problems have the answer '{answer}'" in each for each in said)
+        recwarn.clear()
+
+
+TWICE = [
+    "How many  pens? ",
+    "how many pens?",
+    "How\u00a0many pens?",
+    "HOW MANY PENS?",
+    "How many\npens?",
+    "Ｈow many pens?",
+]
+
+
+@pytest.mark.parametrize("spelling", TWICE)
+def test_a_question_that_comes_twice_is_on_one_side_of_the_split(tmp_path, spelling):
+    """However it is spaced and capitalised: else it is trained on and tested with."""
+    path = tmp_path / "own.jsonl"
+    questions = [f"How many pens? {i}" for i in range(40)]
+    twice = [spelling.strip() + f" {i}" for i in range(40)]
+    path.write_text(lines(*({"question": question, "answer": 1} for question in questions + twice)))
+    train, test = ({problem.key for problem in data.load(str(path), split)} for split in ("train", "test"))
+    assert test and not train & test
+
+
+@pytest.mark.parametrize("spelling", TWICE)
+def test_a_problem_that_is_tested_with_is_not_trained_on(tmp_path, spelling):
+    """However it is spaced and capitalised; nor one that stands again among the last hundred, which are valid."""
+    path, other = tmp_path / "own.jsonl", tmp_path / "test.jsonl"
+    path.write_text(lines(*({"question": question, "answer": 1} for question in ("How many pens?", "How many hats?"))))
+    other.write_text(lines({"question": spelling, "answer": 1}))
+    with pytest.warns(UserWarning, match="1 problems .* are tested with, and so not trained on"):
+        train, _ = data.load_splits(str(path), test_file=str(other))
+    assert [problem.question for problem in train] == ["How many hats?"]
+    questions = ["How many pens?", *(f"{i}?" for i in range(100, 349)), spelling]
+    path.write_text(lines(*({"question": question, "answer": 1} for question in questions)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data.own, "split_of", lambda question: "train")
+        train, tests = data.load_splits(str(path), eval_split="valid")
+    assert len(tests["valid"]) == 100 and train[0].question == "100?"
 
 
 def test_a_file_of_ones_own_that_is_missing_or_too_small_is_named(tmp_path):
