@@ -229,7 +229,7 @@ def set_up(given: dict, resume: bool = False) -> Run:
     """Reads all that the user named, before any slow work and any writing. Raises ValueError or OSError."""
     s = settings_of(given) if resume else Settings(**given).decided()
     if s.adapter and not resume:
-        s = replace(s, lora_rank=lora.rank_of(Path(s.adapter), s.model, s.lora_rank))
+        s = replace(s, lora_rank=lora.check(Path(s.adapter), s.model or str(data.EMBEDDED), s.lora_rank))
     out = Path(os.path.expanduser(s.out or f"runs/{datetime.now():%Y-%m-%d-%H%M%S}"))
     distributed.join(s.device)
     if s.prompts < distributed.world_size():
@@ -264,15 +264,16 @@ def load_run(s: Settings, train: list, tests: dict, out: Path, saved: Path | Non
     of the one of --model. Raises ValueError or OSError."""
     questions = [problem.question for problems in (train, *tests.values()) for problem in problems]
     base, device = saved if saved and not s.lora_rank else s.model, distributed.join(s.device)
+    adapter = s.lora_rank and (saved / "adapter" if saved else s.adapter and Path(s.adapter))
     with distributed.rank_0_first():
         outline, tokenizer = load_outline(base, s.prompt_template or None)  # before the weights are read
         if s.lora_rank:
-            lora.add(outline, s.lora_rank)
+            lora.add(outline, s.lora_rank, targets=lora.read(adapter).targets if adapter else None)
         longest = check_context(outline, tokenizer, questions, s.max_new_tokens)
         memory = check_memory(outline, s, longest, pick_device(device))
         model, tokenizer = load_model(base, s.dtype, device, s.prompt_template or None)
-        if s.adapter or (saved and s.lora_rank):
-            lora.load(model, saved / "adapter" if saved else Path(s.adapter))
+        if adapter:
+            lora.load(model, adapter)
         elif s.lora_rank:
             lora.add(model, s.lora_rank, seed=s.seed)
         if saved and s.lora_rank:

@@ -4,13 +4,17 @@
 
 AdamW then keeps 12 bytes for each weight of A and B, and none for those of W, of which no gradient is computed either.
 B begins at 0, and so the model begins as it is. Names and files are those of PEFT, Hugging Face's library, which loads
-what `save` writes.
+what `save` writes. Of what PEFT writes, all that is E12 is read, on some layers or on all; a configuration that says
+anything else is refused by name, for the weights would load and mean another model.
 
     R rank
 """
 
 import json
+import math
+import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +26,12 @@ from support.pretrained import digest, read_file, write_safetensors
 SCALE = 2.0  # α/R of new adapters: α = 2R, as is common
 PREFIX = "base_model.model."  # of PEFT's names
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+STARTS = (True, False, "gaussian", "orthogonal", "eva")  # of A and B; others of PEFT's (PiSSA, OLoRA) change W as well
+READ = ("peft_type", "r", "lora_alpha", "use_rslora", "init_lora_weights", "target_modules", "base_model_name_or_path")
+HARMLESS = {  # keys of adapter_config.json that change no logit; the tensors say which layers have adapters
+    *("task_type", "revision", "inference_mode", "peft_version", "auto_mapping", "lora_dropout", "eva_config"),
+    *("layers_to_transform", "layers_pattern", "exclude_modules", "megatron_core", "qalora_group_size"),
+}
 
 
 class AdaptedLinear(nn.Module):
@@ -52,15 +62,22 @@ class AdaptedLinear(nn.Module):
         return linear
 
 
-def add(model: Decoder, rank: int, scale: float = SCALE, seed: int = 0) -> None:
-    """Freezes the model and gives the linear layers of its blocks adapters, which change nothing yet."""
+def linears(model: Decoder) -> dict[str, nn.Module]:
+    """The linear layers of the blocks by name, with adapters or without."""
+    return {name: module for name, module in model.named_modules() if name.rpartition(".")[2] in LAYERS}
+
+
+def add(model: Decoder, rank: int, scale: float = SCALE, seed: int = 0, targets: set[str] | None = None) -> None:
+    """Freezes the model and gives the linear layers of its blocks adapters, which change nothing yet.
+
+    targets: their names; None: all.
+    """
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
-    for block in model.model.layers:
-        for module in (block.self_attn, block.mlp):
-            for name in LAYERS:
-                if hasattr(module, name):
-                    setattr(module, name, AdaptedLinear(getattr(module, name), rank, scale, generator))
+    for name, linear in linears(model).items():
+        if targets is None or name in targets:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, AdaptedLinear(linear, rank, scale, generator))
 
 
 def adapted(model: Decoder) -> list[AdaptedLinear]:
@@ -81,63 +98,97 @@ def save(model: Decoder, folder: Path, base: str) -> None:
     if not (layers := adapted(model)):
         return
     rank, scale = layers[0].lora_A.out_features, layers[0].scale
+    names = [name for name, linear in linears(model).items() if linear in layers]
+    kinds = [kind for kind in LAYERS if any(name.endswith(kind) for name in names)]
+    targets = kinds if set(names) == of_kinds(model, kinds) else names
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base}
-    config |= {"r": rank, "lora_alpha": scale * rank, "target_modules": LAYERS, "lora_dropout": 0.0, "bias": "none"}
+    config |= {"r": rank, "lora_alpha": scale * rank, "target_modules": targets, "lora_dropout": 0.0, "bias": "none"}
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {PREFIX + name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     write_safetensors(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def read_config(folder: Path) -> tuple[int, float]:
-    """R and α/R of adapters that `save` or PEFT wrote. ValueError or FileNotFoundError that says what is wrong."""
-    path = folder / "adapter_config.json"
+def of_kinds(model: Decoder, targets: list[str]) -> set[str]:
+    """The linear layers that PEFT finds for a list of target_modules: by their name or its end."""
+    return {name for name in linears(model) if any(f".{name}".endswith(f".{target}") for target in targets)}
+
+
+class Adapter(NamedTuple):
+    """What a folder of PEFT's holds."""
+
+    rank: int
+    scale: float  # α/R
+    base: str | None  # folder or hub id of the model that it was trained on
+    kinds: list[str] | None  # whole kinds of layers that have adapters; None: the tensors alone say which
+    tensors: dict[str, Tensor]  # by PEFT's names
+
+    @property
+    def targets(self) -> set[str]:
+        """The linear layers that have adapters."""
+        return {name.removeprefix(PREFIX).partition(".lora_")[0] for name in self.tensors}
+
+
+def read(folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Adapter:
+    """The adapters that `save` or PEFT wrote. ValueError or FileNotFoundError that says what is wrong."""
+    path, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     if not path.is_file():
         inside = folder / "adapter"
         hint = f"; did you mean {inside}?" if inside.is_dir() else ""
         raise FileNotFoundError(f"{folder}: no adapter ({path.name} is not there){hint}")
+    if not weights.is_file() and weights.with_suffix(".bin").is_file():
+        raise FileNotFoundError(f"{weights}: no such file; load {folder} with PEFT and save_pretrained writes it")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        rank, alpha, layers = (config[key] for key in ("r", "lora_alpha", "target_modules"))
+        rank, alpha, targets = (config[key] for key in ("r", "lora_alpha", "target_modules"))
         if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float) or alpha <= 0:
             raise ValueError(f"r is {rank!r}, lora_alpha is {alpha!r}; expected a positive whole number, and a number")
-        if not isinstance(layers, list) or sorted(layers) != sorted(LAYERS):
-            raise ValueError(f"target_modules is {layers!r}; implemented are {', '.join(LAYERS)}, all of them")
-        known = {"peft_type": "LORA", "bias": "none", "use_rslora": False, "use_dora": False, "fan_in_fan_out": False}
-        known |= dict.fromkeys(("rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform"))
-        for key, value in known.items():
-            if config.get(key, value) != value and (config[key] or value):
-                raise ValueError(f"{key} is {config[key]!r}; only {value!r} is implemented")
+        for key, known in {"peft_type": ("LORA",), "bias": ("none",), "init_lora_weights": STARTS}.items():
+            if config.get(key, known[0]) not in known:
+                raise ValueError(f"{key} is {config[key]!r}; implemented are {', '.join(map(repr, known))}")
+        for key in config.keys() - HARMLESS - {*READ, "bias"}:
+            if config[key]:
+                raise ValueError(f"{key} is {config[key]!r}; only plain LoRA is implemented, without it")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not an adapter of this model ({error})") from None
-    return rank, alpha / rank
+    whole = isinstance(targets, list) and not any(config.get(key) for key in ("layers_to_transform", "exclude_modules"))
+    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    base = config.get("base_model_name_or_path")
+    return Adapter(rank, scale, base, targets if whole else None, read_file(weights, dtype, device))
 
 
-def rank_of(adapter: Path, model: str, rank: int) -> int:
-    """R of --adapter. ValueError where it is not --lora-rank's, if that was given, or where --model has it already."""
-    found, _ = read_config(adapter)
-    if model and Path(model).resolve() in adapter.resolve().parents:
-        raise ValueError(f"--adapter {adapter} is merged into --model {model} already; expected its base there")
-    if rank not in (0, found):
-        raise ValueError(f"--lora-rank is {rank}, but {adapter} has rank {found}; leave the flag out")
-    return found
+def check(folder: Path, model: str, rank: int) -> int:
+    """R of --adapter. ValueError where it is not --lora-rank's, if that was given, or where --model has it already; a
+    warning where it was trained on another model."""
+    found = read(folder)
+    if Path(model).resolve() in folder.resolve().parents:
+        raise ValueError(f"--adapter {folder} is merged into --model {model} already; expected its base there")
+    if rank not in (0, found.rank):
+        raise ValueError(f"--lora-rank is {rank}, but {folder} has rank {found.rank}; leave the flag out")
+    base = Path(found.base or model)
+    if base.resolve() != Path(model).resolve() and (base.exists() or base.name != Path(model).name):
+        warnings.warn(f"--adapter {folder} was trained on {base}, and --model is {model}", stacklevel=1)
+    return found.rank
 
 
 def load(model: Decoder, folder: Path) -> None:
     """Gives the model the adapters in a folder. Raises ValueError or OSError that names the file at fault."""
-    add(model, *read_config(folder))
-    path = folder / "adapter_model.safetensors"
-    tensors = read_file(path, model.dtype, model.device)
+    found = read(folder, model.dtype, model.device)
+    wanted = found.targets if found.kinds is None else of_kinds(model, found.kinds)
+    add(model, found.rank, found.scale, targets=wanted)
     ours = {PREFIX + name: p for name, p in model.named_parameters() if p.requires_grad}
     if wrong := [
         n
-        for n in ours.keys() | tensors.keys()
-        if n not in ours or n not in tensors or ours[n].shape != tensors[n].shape
+        for n in ours.keys() | found.tensors.keys()
+        if n not in ours or n not in found.tensors or ours[n].shape != found.tensors[n].shape
     ]:
-        raise ValueError(f"{path}: not an adapter of this model: {min(wrong)} is missing, too many or of another shape")
+        raise ValueError(
+            f"{folder / 'adapter_model.safetensors'}: not an adapter of this model: {min(wrong)} is missing, too many "
+            f"or of another shape; implemented are adapters on {', '.join(LAYERS)}"
+        )
     with torch.no_grad():
         for name, parameter in ours.items():
-            parameter.copy_(tensors[name])
+            parameter.copy_(found.tensors[name])
 
 
 def fingerprint(model: Decoder) -> str:

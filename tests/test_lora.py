@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from support.fast import packed
 from support.optimizer import Optimizer
 from support.settings import Settings
 
+SHARED = Path(__file__).parents[2] / "shared"
 L = 4
 SIZES = dict(
     vocab_size=23, hidden_size=16, intermediate_size=24, num_hidden_layers=L, num_attention_heads=4,
@@ -38,9 +40,9 @@ def decoder(kind: str = "llama", dtype=torch.float64) -> Decoder:
     return model
 
 
-def learned(model: Decoder, rank: int = 3) -> Decoder:
+def learned(model: Decoder, rank: int = 3, targets=None) -> Decoder:
     """With adapters that have moved."""
-    lora.add(model, rank)
+    lora.add(model, rank, targets=targets)
     for layer in lora.adapted(model):
         torch.nn.init.normal_(layer.lora_B.weight, std=0.2)
     return model
@@ -113,10 +115,12 @@ def test_a_skipped_blocks_adapters_are_skipped_with_it():
     assert torch.equal(model(TOKENS, skip=SKIP), before)
 
 
+@pytest.mark.parametrize("kinds", [lora.LAYERS, ["q_proj", "v_proj"], ["k_proj", "up_proj"]], ids=" ".join)
 @pytest.mark.parametrize("skip, full_prefill", [(None, False), (SKIP, False), (SKIP, True)])
-def test_sampling_and_scoring_are_the_naive_ones(skip, full_prefill):
-    """The cache, prompts that are shared, and rows that leave, with adapters."""
-    model = learned(decoder())
+def test_sampling_and_scoring_are_the_naive_ones(skip, full_prefill, kinds):
+    """The cache, prompts that are shared, and rows that leave, with adapters on all layers or on some."""
+    model = decoder()
+    model = learned(model, targets=lora.of_kinds(model, kinds))
     how = {"skip": skip, "full_prefill": full_prefill}
     fast, plain = (sampler(model, PROMPTS, 3, 6, [0], seed=5, **how) for sampler in (generate, generate_naive))
     assert torch.equal(fast.tokens, plain.tokens)
@@ -222,11 +226,19 @@ def test_a_run_goes_on_from_an_adapter(checkpoint, tmp_path, easy, capsys):
 
 BROKEN = {
     "no configuration": (lambda folder: (folder / "adapter_config.json").unlink(), "no adapter"),
-    "some layers": (lambda folder: configure(folder, target_modules=["q_proj"]), "implemented are q_proj, k_proj"),
+    "fewer layers": (lambda folder: configure(folder, target_modules=["q_proj"]), "implemented are adapters on q_proj"),
+    "other layers": (
+        lambda folder: configure(folder, target_modules=["q_proj", "lm_head"]),
+        "lora_A.weight is missing",
+    ),
     "another kind": (lambda folder: configure(folder, peft_type="IA3"), "peft_type is 'IA3'"),
     "ranks of layers": (lambda folder: configure(folder, rank_pattern={"q_proj": 2}), "rank_pattern"),
     "another rank": (lambda folder: configure(folder, r=4), "of another shape"),
     "no weights": (lambda folder: (folder / "adapter_model.safetensors").unlink(), "adapter_model.safetensors"),
+    "pickled weights": (
+        lambda folder: (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin"),
+        "with PEFT and save_pretrained writes it",
+    ),
     "half a file": (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"x"), "not a whole safetensors"),
 }
 
@@ -246,6 +258,118 @@ def test_an_adapter_that_does_not_fit_is_refused_by_name(checkpoint, tmp_path, e
     error = capsys.readouterr().err
     assert said in error and error.startswith("error: ") and "Traceback" not in error
     assert not (tmp_path / "out").exists()
+
+
+CHANGES = [  # settings of PEFT's under which the same tensors are another model
+    *({"init_lora_weights": way} for way in ("pissa", "pissa_niter_16", "olora", "corda", "loftq", "lora_ga", "mica")),
+    {"alora_invocation_tokens": [1, 2]},
+    {"use_dora": True},
+    {"use_qalora": True, "qalora_group_size": 8},
+    {"lora_bias": True},
+    {"bias": "all"},
+    {"fan_in_fan_out": True},
+    {"layer_replication": [[0, 2], [1, 3]]},
+    {"trainable_token_indices": [5]},
+    {"target_parameters": ["mlp.up_proj.weight"]},
+    {"modules_to_save": ["lm_head"]},
+    {"alpha_pattern": {"q_proj": 4}},
+    {"a_key_that_nobody_knows": True},
+]
+
+
+@pytest.mark.parametrize("changes", CHANGES, ids=lambda changes: " ".join(map(str, next(iter(changes.items())))))
+def test_an_adapter_that_is_not_plain_lora_is_refused_by_the_key(tmp_path, changes):
+    """Its tensors load and mean another model: PiSSA has taken the largest singular vectors out of W, DoRA rescales."""
+    lora.save(learned(decoder()), tmp_path, "base")
+    configure(tmp_path, **changes)
+    with pytest.raises(ValueError, match=f"adapter_config.json: .*{next(iter(changes))} is "):
+        lora.load(decoder(), tmp_path)
+
+
+@pytest.mark.parametrize("start", lora.STARTS)
+def test_what_says_nothing_about_the_logits_is_no_reason_to_refuse(tmp_path, start):
+    """Where A and B began, what PEFT notes for itself, and keys of later versions that are null, false or empty."""
+    model = learned(decoder())
+    lora.save(model, tmp_path, "base")
+    empty = {"some_key": None, "another": False, "a_third": {}, "a_fourth": [], "megatron_core": "megatron.core"}
+    configure(tmp_path, init_lora_weights=start, peft_version="9", lora_dropout=0.1, revision="main", **empty)
+    lora.load(other := decoder(), tmp_path)
+    torch.testing.assert_close(other(TOKENS), model(TOKENS))
+
+
+def test_an_adapter_that_peft_began_with_pissa_is_refused():
+    """As PEFT wrote it. Never trained, so it is its base; read as plain LoRA it would change the logits by ten."""
+    if not (folder := SHARED / "cases" / "faults" / "zero_pissa").is_dir():
+        pytest.skip(f"needs {folder}")
+    with pytest.raises(ValueError, match="init_lora_weights is 'pissa'"):
+        lora.load(Decoder.from_pretrained(data.EMBEDDED), folder)
+
+
+ON_SOME = {  # target modules as PEFT takes them: the adapted layers of four, and of what kinds
+    "q and v": ({"target_modules": ["q_proj", "v_proj"]}, ["q_proj", "v_proj"], range(L)),
+    "a regex": ({"target_modules": r".*\.[12]\..*(down|up)_proj"}, ["up_proj", "down_proj"], (1, 2)),
+    "all-linear": ({"target_modules": "all-linear"}, lora.LAYERS, range(L)),
+    "some layers": ({"target_modules": ["o_proj"], "layers_to_transform": [0, 3]}, ["o_proj"], (0, 3)),
+    "but for": ({"target_modules": ["q_proj", "k_proj"], "exclude_modules": ["k_proj"]}, ["q_proj"], range(L)),
+    "a name": ({"target_modules": ["model.layers.2.self_attn.k_proj"]}, ["k_proj"], (2,)),
+    "rank-stabilised": ({"target_modules": ["q_proj"], "use_rslora": True}, ["q_proj"], range(L)),
+}
+
+
+@pytest.mark.parametrize("targets", ON_SOME)
+def test_adapters_on_some_layers_are_read_as_peft_reads_them(tmp_path, targets):
+    """Those on q and v alone are the commonest. What is saved again gives PEFT the same logits, and the same here."""
+    transformers = pytest.importorskip("transformers", reason="transformers is a development requirement")
+    peft = pytest.importorskip("peft", reason="peft is a development requirement")
+    settings, kinds, layers = ON_SOME[targets]
+    decoder("qwen3", torch.float32).save_pretrained(tmp_path / "base")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    theirs = peft.get_peft_model(base, peft.LoraConfig(r=3, lora_alpha=5, task_type="CAUSAL_LM", **settings))
+    for name, parameter in theirs.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = Decoder.from_pretrained(tmp_path / "base")
+    lora.load(ours, tmp_path / "theirs")
+    adapted = {name for name, module in ours.named_modules() if isinstance(module, lora.AdaptedLinear)}
+    assert {name.split(".")[-1] for name in adapted} == set(kinds)
+    assert {int(name.split(".")[2]) for name in adapted} == set(layers)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(TOKENS), theirs(TOKENS).logits, rtol=0, atol=1e-5)
+    lora.save(ours, tmp_path / "ours", str(tmp_path / "base"))
+    lora.load(again := Decoder.from_pretrained(tmp_path / "base"), tmp_path / "ours")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "ours")
+    with torch.no_grad():
+        assert torch.equal(again(TOKENS), ours(TOKENS))
+        torch.testing.assert_close(theirs(TOKENS).logits, ours(TOKENS), rtol=0, atol=1e-5)
+
+
+def test_a_run_goes_on_from_adapters_on_some_layers_and_is_resumed(checkpoint, tmp_path, easy):
+    """They alone learn, and are what the run leaves."""
+    model = Decoder.from_pretrained(checkpoint)
+    lora.add(model, 3, targets={"model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.v_proj"})
+    lora.save(model, tmp_path / "adapter", str(checkpoint))
+    flags = ["--model", str(checkpoint), "--adapter", str(tmp_path / "adapter"), "--out", str(tmp_path / "out")]
+    assert train.main([*FLAGS[:-2], *flags]) == 0
+    assert train.main(["--out", str(tmp_path / "out"), "--resume", "--steps", "6"]) == 0
+    left, base = weights(tmp_path / "out/checkpoint"), weights(checkpoint)
+    changed = {name for name in base if not torch.equal(left[name], base[name])}
+    assert changed == {f"model.layers.1.self_attn.{kind}_proj.weight" for kind in "qv"}
+    found = lora.read(tmp_path / "out/checkpoint/adapter")
+    assert {name.removeprefix("model.layers.1.self_attn.") for name in found.targets} == {"q_proj", "v_proj"}
+
+
+def test_an_adapter_of_another_base_is_said(checkpoint, tmp_path, recwarn):
+    """Of one shape it would load, and change a model that it was not made for. A moved folder is no other base."""
+    other = shutil.copytree(checkpoint, tmp_path / "other")
+    for base, warned in ((checkpoint, 0), (f"someone/{checkpoint.name}", 0), ("someone/else", 1), (other, 1)):
+        lora.save(learned(Decoder.from_pretrained(checkpoint)), tmp_path / "adapter", str(base))
+        lora.check(tmp_path / "adapter", str(checkpoint), 0)
+        assert [str(warning.message) for warning in recwarn.list] == warned * [
+            f"--adapter {tmp_path / 'adapter'} was trained on {base}, and --model is {checkpoint}"
+        ]
+        recwarn.clear()
 
 
 def test_peft_loads_the_adapter_to_the_same_logits(tmp_path):
