@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import warnings
 from collections.abc import Iterable
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
@@ -238,19 +239,30 @@ def in_short(error: Exception) -> str:
 
 
 def read_safetensors(folder: Path, dtype: torch.dtype, device) -> dict[str, Tensor]:
-    """All tensors of model.safetensors, or of the files that model.safetensors.index.json lists, in `dtype`."""
-    paths, index = [folder / "model.safetensors"], folder / INDEX
-    if index.exists():
+    """All tensors of model.safetensors, or without it of the files that model.safetensors.index.json lists, in `dtype`.
+
+    As transformers does: where both are there, the index is older.
+    """
+    single, index, places = folder / "model.safetensors", folder / INDEX, {}
+    if index.exists() and not single.exists():
         try:
-            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-            paths = sorted({folder / name for name in names})
+            places = {name: folder / file for name, file in json.loads(index.read_text("utf-8"))["weight_map"].items()}
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(f"{index}: expected JSON with a weight_map from tensors to files") from None
+    elif index.exists():
+        warnings.warn(f"{folder}: {single.name} is read, and not what {INDEX} lists", stacklevel=1)
+    if (folder / "adapter_config.json").is_file():
+        warnings.warn(
+            f"{folder}: its adapter is not read; give it with --adapter, and its base with --model", stacklevel=1
+        )
     tensors = {}
-    for path in paths:
+    for path in sorted(set(places.values())) or [single]:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file (weights are read from safetensors only, never unpickled)")
-        tensors |= read_file(path, dtype, device)
+        found = read_file(path, dtype, device)
+        if wrong := [name for name in found if places.get(name, path) != path]:
+            raise ValueError(f"{path}: holds {wrong[0]}, which {INDEX} says is in {places[wrong[0]].name}")
+        tensors |= found
     # Old Llama files hold a rotary buffer, which the decoder computes.
     return {name: tensor for name, tensor in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
 
@@ -262,8 +274,8 @@ def read_file(path: Path, dtype: torch.dtype, device) -> dict[str, Tensor]:
         with safe_open(path, framework="pt", device="cpu") as file:
             for name in file.keys():  # noqa: SIM118 (no dict)
                 tensor = file.get_tensor(name)
-                if not tensor.is_floating_point():
-                    raise ValueError(f"{path}: {name} is {tensor.dtype}; only floating-point weights are implemented")
+                if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+                    raise ValueError(f"{path}: {name} is {tensor.dtype}, of a quantised model; expected its base")
                 tensors[name] = tensor.to(device, dtype, copy=True)  # not the file's own pages: it may be replaced
     except SafetensorError as error:
         raise ValueError(f"{path}: not a whole safetensors file ({error}); copy or download it again") from None

@@ -543,6 +543,27 @@ def test_a_sharded_checkpoint_is_the_same_model(folder):
     assert same_weights(Decoder.from_pretrained(folder), model)
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_single_file_wins_over_an_index(folder, recwarn, whole):
+    """As in transformers: the index is of an older model, whether its files are still there or not."""
+    shard(folder)
+    for path in folder.glob("model-*") if not whole else ():
+        path.unlink()
+    newer = small_model(torch.float32, seed=1)
+    save_file(dict(newer.state_dict()), folder / "model.safetensors")
+    assert same_weights(Decoder.from_pretrained(folder), newer)
+    assert [str(warning.message) for warning in recwarn.list] == [
+        f"{folder}: model.safetensors is read, and not what {INDEX} lists"
+    ]
+
+
+def test_an_adapter_beside_a_model_is_said_not_to_be_read(folder):
+    """transformers would read it; here it has a flag of its own."""
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.warns(UserWarning, match="its adapter is not read; give it with --adapter"):
+        Decoder.from_pretrained(folder)
+
+
 def test_saving_over_a_sharded_checkpoint_replaces_it(folder):
     """An index left behind would send the next reader to the old weights."""
     shard(folder)
@@ -587,6 +608,17 @@ def write(name, text):
     return lambda folder: (folder / name).write_text(text)
 
 
+def index_alone(text):
+    return lambda folder: ((folder / "model.safetensors").unlink(), (folder / INDEX).write_text(text))
+
+
+def older_tensor(folder):
+    """A shard of an older model, which holds a tensor of another shard as well."""
+    shard(folder)
+    other, path = (folder / f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
+    save_file(load_file(path) | {"lm_head.weight": load_file(other)["lm_head.weight"] + 1}, path)
+
+
 INDEX = "model.safetensors.index.json"
 BROKEN = [
     (truncate, "model.safetensors.*not a whole safetensors file"),
@@ -607,7 +639,14 @@ BROKEN = [
         lambda folder: edit_weights(folder, lambda t: t.update({UP: t[UP].T.contiguous()})),
         rf"wrong shape for {UP}: \[.*\], expected \[",
     ),
-    (lambda folder: edit_weights(folder, lambda t: t.update({UP: t[UP].to(torch.int8)})), f"{UP}.*torch.int8"),
+    *(
+        (
+            lambda folder, dtype=dtype: edit_weights(folder, lambda t: t.update({UP: t[UP].to(dtype)})),
+            f"{UP} is {dtype}, of a quantised model",
+        )
+        for dtype in (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2, torch.bool)
+    ),
+    (older_tensor, f"holds lm_head.weight, which {INDEX} says is in model-00001"),
     (lambda folder: (folder / "config.json").unlink(), "config.json"),
     (write("config.json", "[]"), "config.json"),
     (write("config.json", "{"), "config.json"),
@@ -617,11 +656,11 @@ BROKEN = [
     (only_a_pickle, "model.safetensors.*safetensors only"),
     (lose_a_shard, "model-00002-of-00002.safetensors"),
     (point_nowhere, "lacks .*in all"),
-    (write(INDEX, "{"), INDEX),
-    (write(INDEX, "[]"), INDEX),
-    (write(INDEX, "{}"), f"{INDEX}.*weight_map"),
-    (write(INDEX, '{"weight_map": ["a.safetensors"]}'), f"{INDEX}.*weight_map"),
-    (write(INDEX, '{"weight_map": {"a": 1}}'), f"{INDEX}.*weight_map"),
+    (index_alone("{"), INDEX),
+    (index_alone("[]"), INDEX),
+    (index_alone("{}"), f"{INDEX}.*weight_map"),
+    (index_alone('{"weight_map": ["a.safetensors"]}'), f"{INDEX}.*weight_map"),
+    (index_alone('{"weight_map": {"a": 1}}'), f"{INDEX}.*weight_map"),
 ]
 
 
