@@ -304,11 +304,11 @@ def launch(learn: Callable[[Run], None], description: str, arguments: list[str] 
         finally:
             if run.lock:
                 run.lock.release()
-    with suppress(BrokenPipeError):
-        saved = run.saved and f"{'warm-up ' * (run.saved['phase'] == 'warmup')}step {run.saved['step']}"
-        print(f"checkpoint: {run.log.folder / 'checkpoint'} (after {saved})" if saved else "checkpoint: none")
-        if status and can_go_on:
-            print(f"continue with: {command_to_resume(run.log.folder)}", flush=True)
+        with suppress(BrokenPipeError):
+            saved = run.saved and f"{'warm-up ' * (run.saved['phase'] == 'warmup')}step {run.saved['step']}"
+            print(f"checkpoint: {run.log.folder / 'checkpoint'} (after {saved})" if saved else "checkpoint: none")
+            if status and can_go_on:
+                print(f"continue with: {command_to_resume(run.log.folder)}", flush=True)
     if status == 0:
         distributed.leave()
     return 1 if status == 2 else status  # 2 is for what the user gave, which set_up has checked

@@ -1,7 +1,7 @@
-"""When a run may be stopped: by Ctrl-C, by SIGTERM or SIGUSR1 (of a cluster, before it kills), by SIGHUP (of a closed
-terminal).
+"""When a run may be stopped: by Ctrl-C, by SIGTERM, SIGUSR1, SIGUSR2 or SIGXCPU (of a cluster, before it kills), by
+SIGHUP (of a closed terminal).
 
-terminable       all of them raise an exception, as Ctrl-C does
+terminable       all of them raise an exception, as Ctrl-C does: the first one, those after it are not heard
 uninterrupted    a signal waits for the end of a block, so that no step and no file is left half done
 raise_together   several processes stop at the same boundary
 """
@@ -12,8 +12,10 @@ from contextlib import contextmanager
 
 from support.distributed import all_gather, single_process
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 WAITING: list[int] = []  # signals that have come and have not been raised
+RAISED: list[int] = []  # the one that has, within `terminable`
 
 
 class Terminated(KeyboardInterrupt):
@@ -24,6 +26,11 @@ class Terminated(KeyboardInterrupt):
 
 
 def raise_now(number: int, *_) -> None:
+    """Raises KeyboardInterrupt or Terminated. Clusters and torchrun send SIGTERM twice, and people press Ctrl-C twice:
+    the second must not cut short what the first has begun, and is dropped."""
+    if RAISED:
+        return
+    RAISED.append(number)
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
 
@@ -42,12 +49,15 @@ def handled(numbers: list[int], handler: Callable):
             signal.signal(number, original)
 
 
+@contextmanager
 def terminable():
-    """A context in which the other SIGNALS raise Terminated. Of several processes all signals wait for
-    `raise_together`: one alone cannot stop."""
-    if single_process():
-        return handled([number for number in heeded() if number != signal.SIGINT], raise_now)
-    return handled(heeded(), lambda number, _: WAITING.append(number))
+    """A context in which the first of the SIGNALS raises. Of several processes all signals wait for `raise_together`:
+    one alone cannot stop."""
+    try:
+        with handled(heeded(), raise_now if single_process() else lambda number, _: WAITING.append(number)):
+            yield
+    finally:
+        RAISED.clear()
 
 
 @contextmanager
@@ -71,8 +81,10 @@ def uninterrupted(unless: Callable[[], bool] = lambda: False):
 
 
 def raise_together() -> None:
-    """At a boundary all of several processes raise what any of them has heard."""
-    heard = [] if single_process() else sum(all_gather(WAITING[:1]), [])
+    """At a boundary all of several processes raise what any of them has heard; and one process what it has raised in
+    vain, in a destructor, which Python does not let out."""
+    heard = RAISED[:] if single_process() else sum(all_gather(WAITING[:1]), [])
     if heard:
         WAITING.clear()
+        RAISED.clear()
         raise_now(heard[0])

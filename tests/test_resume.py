@@ -171,23 +171,62 @@ def test_whatever_ends_a_run_leaves_its_last_boundary(
     assert_same(tmp_path / "out", whole_run)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_signal_does_not_cut_the_saving_of_the_last_boundary_short(
-    checkpoint, tmp_path, monkeypatch, capsys, number
+ENDS = {  # what is done between a signal and the last line of a run
+    "the error is looked at": (run_module, "out_of_memory"),
+    "the weights are checked": (Optimizer, "finite"),
+    "the state is made": (Run, "state"),
+    "files are written": (Decoder, "save_pretrained"),
+    "the error is told": (run_module, "report_error"),
+    "the command is told": (run_module, "command_to_resume"),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("first, second", [("SIGTERM", "SIGTERM"), ("SIGINT", "SIGINT"), ("SIGUSR1", "SIGTERM")])
+def test_a_second_signal_does_not_cut_the_end_of_a_run_short(
+    checkpoint, tmp_path, monkeypatch, capsys, end, first, second
 ):
-    """Clusters send SIGTERM twice, and people press Ctrl-C twice: it is heard when the boundary is saved."""
-    out, finite, heard = str(tmp_path / "out"), Optimizer.finite, []
+    """Clusters send SIGTERM twice, or SIGUSR1 before it, and people press Ctrl-C twice: the last boundary is saved and
+    said all the same, and the status is that of the first."""
+    (place, name), out, sent, generate = ENDS[end], str(tmp_path / "out"), [], train.generate
 
-    def struck(self):
-        if isinstance(sys.exc_info()[1], KeyboardInterrupt) and not heard:  # the run ends
-            heard.append(signal.raise_signal(number))
-        return finite(self)
+    def struck(*arguments):
+        if sent == [first]:
+            sent.append(second)
+            signal.raise_signal(getattr(signal, second))
+        return original(*arguments)
 
-    strike(monkeypatch, *MOMENTS["the full model's rollout at step 2"], KeyboardInterrupt())
-    monkeypatch.setattr(Optimizer, "finite", struck)
+    def interrupted(*arguments, **keywords):
+        if len(drawn := [*Path(out).glob("metrics.jsonl")]) and '"reinforce", "step": 1' in drawn[0].read_text():
+            sent.append(first)
+            signal.raise_signal(getattr(signal, first))
+        return generate(*arguments, **keywords)
+
+    original = getattr(place, name)
+    monkeypatch.setattr(place, name, struck)
+    monkeypatch.setattr(train, "generate", interrupted)
     status = train.main([*FLAGS, "--model", str(checkpoint), "--out", out, "--save-every", "1000"])
-    assert heard and status == (130 if number == signal.SIGINT else 143)
-    assert "(after step 1)" in capsys.readouterr().out
+    assert sent == [first, second] and status == 128 + getattr(signal, first)
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        f"checkpoint: {out}/checkpoint (after step 1)",
+        f"continue with: python train.py --out {out} --resume",
+    ]
+
+
+def test_a_signal_that_is_raised_in_vain_ends_the_run_at_the_next_boundary(checkpoint, tmp_path, monkeypatch, capsys):
+    """What a destructor raises is lost; no later signal may be dropped for its sake."""
+
+    class Mortal:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    collect, mortal = Optimizer.collect_gradients, [Mortal()]
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    monkeypatch.setattr(Optimizer, "collect_gradients", lambda self: (mortal.clear(), collect(self))[1])
+    flags = [*FLAGS, "--warmup-epochs", "0", "--model", str(checkpoint), "--out", str(tmp_path / "out")]
+    assert train.main(flags) == 130
+    steps = [row["step"] for row in untimed(tmp_path / "out") if row["loss"] is not None]
+    assert len(steps) == 1 and f"(after step {steps[0]})" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("moment", ["the boundary of step 2", pytest.param("half a line", marks=pytest.mark.slow)])

@@ -31,7 +31,7 @@ from support.log import METRICS, Log
 from support.optimizer import Optimizer
 from support.pretrained import parse_config
 from support.settings import Settings
-from support.signals import terminable
+from support.signals import SIGNALS, terminable
 from support.tokenizer import Tokenizer
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11]]
@@ -469,7 +469,7 @@ def test_tokens_per_second_are_those_of_sampling_and_both_kinds_of_samples_are_k
     assert [(r["step"], r["mode"]) for r in kept] == expected
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("moment", ["the optimiser's step", "the line of metrics.jsonl"])
 @pytest.mark.parametrize("phase", ["warmup", "reinforce"])
 def test_a_signal_waits_for_the_end_of_a_step(loop, paid, number, moment, phase):
@@ -524,7 +524,7 @@ def test_the_warm_up_s_end_is_a_boundary(loop, monkeypatch):
     assert (run.phase, run.step, run.optimizer.adamw.state) == ("reinforce", 0, {})
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_in_a_backward_pass_drops_the_step_that_was_begun(loop, paid, monkeypatch, number):
     """Nothing has changed yet: who presses Ctrl-C need not wait for the step."""
     run, passes = loop(micro_batch_tokens=1), []
@@ -646,7 +646,7 @@ def test_defaults_that_depend_on_the_model_are_decided_and_written_down():
 def test_a_prompt_too_long_is_refused_in_either_split(checkpoint, tmp_path, monkeypatch, long):
     """The test split is met after the first evaluation's first batches, or after hours."""
     monkeypatch.setattr(
-        data, "load", lambda name, split, folder: [data.Problem("x" * (5000 if split == long else 1), "7", "7")]
+        data, "load", lambda name, split, folder: [data.Problem("x" * 5000 * (split == long) + split, "7", "7")]
     )
     with pytest.raises(ValueError, match="1 of 3 prompts have, .*'xxx.*5,0"):
         set_up({"model": str(checkpoint), "out": str(tmp_path / "out"), "device": "cpu"})
