@@ -35,6 +35,7 @@ from support.batches import pad_right
 from support.distributed import broadcast, from_rank_0, no_bar, on_rank_0
 from support.fast import LOGITS
 from support.pretrained import digest, find_checkpoint, write_safetensors
+from support.provenance import MEASURED_BY, code
 from support.settings import Settings
 from support.tokenizer import Tokenizer
 
@@ -284,8 +285,8 @@ class Measurement:
 
 
 def fingerprint(model: Decoder, *facts) -> str:
-    """SHA-256 of all that a measurement depends on: weights, dtype, and the facts given (prompts, settings)."""
-    return digest(model.parameters(), *facts, str(model.dtype))
+    """SHA-256 of all that a measurement depends on: weights, dtype, code, and the facts given (prompts, settings)."""
+    return digest(model.parameters(), *facts, str(model.dtype), code(MEASURED_BY))
 
 
 def save(path: Path, measured: Measurement | None) -> None:

@@ -14,10 +14,13 @@ import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from support.log import read, report_error
 from support.pictures import ACCURACY_NAMES, PARTS, draw, means, overlay
+from support.provenance import deciding, differences
+from support.provenance import read as made_with
 from support.settings import Settings, parse_strictly, read_settings, words
 
 OFF_POLICY = ("acceptance", "acceptance_p5", "sequence_acceptance", "ess")  # all between 0 and 1
@@ -110,9 +113,10 @@ def runs_in(folder: Path) -> str:
 
 @dataclass
 class Arm:
-    """Runs that differ in the seed only."""
+    """Runs that differ in the seed only: of one code, model and set of problems."""
 
     given: dict | None  # the settings that are not the defaults, without the seed; None: not known
+    made_with: list[dict] = field(default_factory=list)  # its first run; empty: not known
     label: str = ""  # a number, and the settings in which it differs from other arms; the folders' names without any
     folders: list[Path] = field(default_factory=list)
     runs: list[list[dict]] = field(default_factory=list)  # the lines of each seed
@@ -142,15 +146,23 @@ def without(given: dict, *names: str) -> dict:
     return {name: value for name, value in given.items() if name not in names}
 
 
+def changes(folder: Path) -> list[str]:
+    """What was not so any more where a run was resumed."""
+    return [
+        f"{folder}: with other {', '.join(differences(before, after))} after {after['after']}"
+        for before, after in pairwise(made_with(folder))
+    ]
+
+
 def arms_of(folders: list[Path]) -> tuple[list[Arm], list[str]]:
     """The runs by their settings, and what a reader has to know of them. The same run twice is taken once."""
     arms: dict[str, Arm] = {}
     seen: dict[str, Path] = {}
     notes = []
     for folder in folders:
-        rows, s = read(folder), settings(folder)
+        rows, s, made = read(folder), settings(folder), made_with(folder)
         given = without(s.given(), "out", "seed") if s else None
-        key = repr(given) if s else str(folder.resolve())
+        key = repr((given, deciding(made))) if s else str(folder.resolve())
         first = seen.setdefault(f"{key} {s and s.seed}", folder)
         if first is not folder:
             notes.append(f"{folder}: left out, its settings and seed are those of {first}")
@@ -159,7 +171,12 @@ def arms_of(folders: list[Path]) -> tuple[list[Arm], list[str]]:
             notes.append(f"{folder}: its settings are not known, its config.json is missing or of another version")
         elif rows[-1]["step"] < s.steps:
             notes.append(f"{folder}: not finished, at step {rows[-1]['step']} of {s.steps}; its arm ends there")
-        arm = arms.setdefault(key, Arm(given))
+        notes += changes(folder)
+        arm = arms.setdefault(key, Arm(given, made))
+        if arm.made_with and (differ := differences(arm.made_with[-1], made[-1])):
+            notes.append(
+                f"{folder}: with other {', '.join(differ)} than {arm.folders[0]}, do not compare their seconds"
+            )
         arm.folders.append(folder)
         arm.runs.append(rows)
     known = [arm.given for arm in arms.values() if arm.given is not None]
@@ -167,7 +184,12 @@ def arms_of(folders: list[Path]) -> tuple[list[Arm], list[str]]:
     differ = [name for name in usual if any(given.get(name) != known[0].get(name) for given in known)]
     for n, arm in enumerate(arms.values(), start=1):
         label = words({name: arm.given.get(name, usual[name]) for name in differ}) if arm.given is not None else ""
-        arm.label = f"{n:<3}{label or ', '.join(folder.name for folder in arm.folders)}"
+        twin = next((other for other in arms.values() if other.given == arm.given and arm.given is not None), arm)
+        if twin is not arm:
+            known = arm.made_with and twin.made_with
+            other = ", ".join(differences(twin.made_with[-1], arm.made_with[-1])) if known else "code, perhaps"
+            label += f" with other {other}"
+        arm.label = f"{n:<3}{label.strip() or ', '.join(folder.name for folder in arm.folders)}"
         lines = set.intersection(*({(row["phase"], row["step"]) for row in rows} for rows in arm.runs))
         arm.runs = [[row for row in rows if (row["phase"], row["step"]) in lines] for rows in arm.runs]
     return list(arms.values()), notes
@@ -246,7 +268,7 @@ def print_report(folder: str | Path) -> None:
     """Prints the table and the curve of the run in `folder`, and leaves curve.png there where matplotlib is."""
     folder = Path(os.path.expanduser(folder))
     rows = read(folder)
-    print(f"\n{table(rows)}\n")
+    print("\n" + "".join(f"note: {change}\n" for change in changes(folder)) + f"{table(rows)}\n")
     if len(rows) > 1:
         print(curve(rows))
         if any(row["skipped_layers"] for row in rows):

@@ -28,7 +28,7 @@ import nested  # SKIP
 from evaluate import evaluate_splits
 from model import Decoder
 from report import print_report
-from support import checkpoint, distributed, lora
+from support import checkpoint, distributed, lora, provenance
 from support.distributed import anyone, from_rank_0, single_process
 from support.graders import make_grader
 from support.log import Log, examples, out_of_memory, read, report_error
@@ -171,6 +171,14 @@ class Run:
 
     # ---- checkpoints
 
+    def record_origin(self, learn: Callable) -> None:
+        """Writes made_with.json. Warns if a run goes on with other code, or on another machine, than it had."""
+        now = provenance.made_with(self.model, self.state()["problems"], learn, bool(self.settings.adapter))
+        differ = from_rank_0(lambda: provenance.record(self.log.folder, now, f"{self.phase} step {self.step}"))
+        if differ:
+            said = f"{self.log.folder}: the run continues with other {', '.join(differ)} than it had"
+            warnings.warn(said, stacklevel=1)
+
     def state(self) -> dict:
         """What a resume needs besides the weights and what lies on disk already."""
         state = {
@@ -294,6 +302,7 @@ def launch(learn: Callable[[Run], None], description: str, arguments: list[str] 
     or the numbers, 130, 143 and 129 for Ctrl-C, SIGTERM and SIGHUP."""
     try:
         run = set_up(*parse(arguments, description))
+        run.record_origin(learn)
     except (Exception, KeyboardInterrupt) as error:
         return report_error(error)
     with terminable():

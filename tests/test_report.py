@@ -257,6 +257,61 @@ def test_a_run_is_taken_once(tmp_path):
     assert arm.folders == [tmp_path / "a"] and len(notes) == 2 and "left out" in notes[0]
 
 
+MADE = {"code": {"reward.py": "a", "losses.py": "b"}, "commit": "c", "model": "d", "problems": 1, "torch": "2"}
+
+
+def made(folder, *entries):
+    """Says what a run was made with: MADE, but for what each entry says."""
+    (folder / "made_with.json").write_text(json.dumps([MADE | {"after": "step 0"} | entry for entry in entries]))
+
+
+@pytest.mark.parametrize(
+    "entry, said",
+    [
+        ({"code": MADE["code"] | {"reward.py": "x"}}, "reward.py"),
+        ({"code": {"losses.py": "x"}}, "losses.py, reward.py"),
+        ({"code": MADE["code"] | {"my_script.py": "x"}}, "my_script.py"),
+        ({"model": "x"}, "model"),
+        ({"problems": 2}, "problems"),
+    ],
+)
+def test_runs_of_other_code_weights_or_problems_are_no_seeds_of_one_arm(tmp_path, entry, said):
+    """README invites to edit reward.py; two folders may hold other weights, or a file other problems, by one name."""
+    for seed, name in enumerate("abc"):
+        made(make(tmp_path / name, seed=seed), entry if name == "c" else {"commit": name})
+    arms, notes = report.arms_of([tmp_path / name for name in "abc"])
+    assert [arm.folders for arm in arms] == [[tmp_path / "a", tmp_path / "b"], [tmp_path / "c"]] and not notes
+    assert arms[1].label == f"2  with other {said}"
+
+
+def test_a_run_of_unknown_code_is_no_seed_of_one_that_is_known(tmp_path):
+    """An older version's, or made_with.json was deleted."""
+    made(make(tmp_path / "a"), {})
+    make(tmp_path / "b", seed=1)
+    (make(tmp_path / "c", seed=2) / "made_with.json").write_text("[5]")
+    arms, _ = report.arms_of([tmp_path / name for name in "abc"])
+    assert [arm.label for arm in arms] == ["1  a", "2  with other code, perhaps"]
+
+
+def test_seeds_of_other_machines_are_said_to_be(tmp_path):
+    """They may be averaged, but for their seconds."""
+    made(make(tmp_path / "a"), {})
+    made(make(tmp_path / "b", seed=1), {"torch": "3"})
+    [arm], [note] = report.arms_of([tmp_path / "a", tmp_path / "b"])
+    assert note == f"{tmp_path / 'b'}: with other torch than {tmp_path / 'a'}, do not compare their seconds"
+
+
+def test_a_run_whose_code_changed_on_the_way_is_said_to_be_one(tmp_path, capsys):
+    """Neither code has made it alone."""
+    changed = {"code": MADE["code"] | {"reward.py": "x"}, "after": "reinforce step 20"}
+    made(make(tmp_path / "a"), {}, changed)
+    made(make(tmp_path / "b", seed=1), changed)
+    arms, notes = report.arms_of([tmp_path / "a", tmp_path / "b"])
+    said = f"{tmp_path / 'a'}: with other reward.py after reinforce step 20"
+    assert len(arms) == 2 and notes == [said]
+    assert report.main([str(tmp_path / "a")]) == 0 and f"note: {said}" in capsys.readouterr().out
+
+
 def test_runs_without_settings_are_arms_of_their_own(tmp_path, capsys):
     """Nothing says that they differ in the seed only."""
     for name in "ab":
