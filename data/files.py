@@ -34,7 +34,11 @@ class Source:
 
 
 def cache_folder() -> Path:
-    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "nested-reft"
+    """Where downloads are kept. Raises FileNotFoundError where no home folder is known."""
+    folder = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
+    if str(folder).startswith("~"):
+        raise FileNotFoundError("no home folder is known for downloads; set HOME or XDG_CACHE_HOME, or give --data-dir")
+    return folder / "nested-reft"
 
 
 def find(source: Source, data_dir: str | Path | None) -> Path:

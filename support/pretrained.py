@@ -317,8 +317,16 @@ def pick_device(name: str) -> torch.device:
 
 def check_context(model: Decoder, tokenizer: Tokenizer, questions: list[str], max_new_tokens: int) -> int:
     """The tokens of the longest prompt. Raises ValueError that names the problems whose prompt and completion might not
-    fit into the model's context."""
-    lengths = [len(tokenizer.encode_prompt(question)) for question in questions]
+    fit into the model's context. Warns of questions that hold the text of a special token, which is read as one."""
+    prompts = [tokenizer.encode_prompt(question) for question in ["1", *questions]]
+    usual, *special = [sum(token in tokenizer.special_ids for token in prompt) for prompt in prompts]
+    if marked := [question for question, n in zip(questions, special, strict=True) if n != usual]:
+        warnings.warn(
+            f"{len(marked):,} of {len(questions):,} questions hold the text of a special token, which the model reads as "
+            f"that token: {marked[0][:80]!r}",
+            stacklevel=1,
+        )
+    lengths = [len(prompt) for prompt in prompts[1:]]
     context = model.config.max_position_embeddings
     long = [i for i, length in enumerate(lengths) if length + max_new_tokens > context]
     if long:

@@ -9,6 +9,7 @@ nothing outside the template.
 import json
 import warnings
 from datetime import datetime
+from itertools import groupby
 from pathlib import Path
 
 import tokenizers
@@ -21,6 +22,7 @@ PLAIN = "Question: {question}\n" + ASK + "\nAnswer:\n"  # where there is no chat
 FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
+    "tokenizer.model",  # for converters to other formats; not read
     "special_tokens_map.json",
     "chat_template.jinja",
     "generation_config.json",
@@ -51,13 +53,17 @@ class Tokenizer:
         self.folder, self.now = Path(folder), datetime.now()
         path = self.folder / "tokenizer.json"
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file; a checkpoint needs its tokenizer in this format")
+            raise FileNotFoundError(
+                f"{path}: no such file; transformers makes it of the others, if they are there: "
+                f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
+            )
         try:
             self.tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises nothing more particular
             raise ValueError(f"{path}: not a tokenizer ({error})") from None
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
+        self.special_ids = {i for i, token in self.tokenizer.get_added_tokens_decoder().items() if token.special}
         if template is not None and "{question}" not in template:
             raise ValueError(f"the prompt template {template!r} has no {{question}}")
         self.template = template
@@ -100,7 +106,11 @@ class Tokenizer:
                 self.folder / "chat_template.jinja",
             )
         if isinstance(source, list):  # several, by name
-            source = next((t["template"] for t in source if isinstance(t, dict) and t.get("name") == "default"), None)
+            templates = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}
+            if templates and "default" not in templates:
+                names = ", ".join(map(str, templates))
+                raise ValueError(f"{place}: no chat template is called default, but {names}; give --prompt-template")
+            source = templates.get("default")
         if not source:
             return None
         environment = ImmutableSandboxedEnvironment(
@@ -161,7 +171,10 @@ class Tokenizer:
         return [*self.tokenizer.encode(text, add_special_tokens=False).ids, self.eos_id]
 
     def decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
+        """The text of a completion. A token without a text (a special one, an id of no token) leaves a space, so that
+        no two numbers grow together."""
+        parts = groupby(ids, key=lambda i: i in self.special_ids or self.tokenizer.id_to_token(i) is None)
+        return " ".join(self.tokenizer.decode(list(part)) for silent, part in parts if not silent)
 
     def save(self, folder: str | Path) -> None:
         """Writes the files that it was read from, for a checkpoint to be whole."""

@@ -544,6 +544,16 @@ def test_a_wrong_or_cut_download_leaves_nothing_and_is_tried_again(server, tmp_p
     assert len(data.load("svamp", "train")) == 1
 
 
+def test_without_a_home_no_folder_called_tilde_is_made(server, tmp_path, monkeypatch):
+    """A container's user may have none; the download would lie in the folder that one happens to be in."""
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(data.files.os.path, "expanduser", str)  # what Python does with "~" where it knows no home
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="set HOME or XDG_CACHE_HOME, or give --data-dir"):
+        data.load("svamp", "train")
+    assert not list(tmp_path.iterdir())
+
+
 def test_two_runs_that_download_at_once_both_get_the_file(server, tmp_path):
     """A sweep starts its runs together, on an empty cache."""
     server.barrier = threading.Barrier(2)  # neither is served before both have asked

@@ -11,7 +11,7 @@ import tokenizers
 from tokenizers.processors import TemplateProcessing
 
 from docs import tiny
-from support.pretrained import load_model
+from support.pretrained import check_context, load_model
 from support.tokenizer import ASK, Tokenizer
 
 QUESTION = "Tom has 12 apples and eats 5. How many are left?"
@@ -95,6 +95,15 @@ CHAT = "chat: {{ messages[0].content }}"
 def test_a_chat_template_is_found_wherever_checkpoints_keep_it(checkpoint, files):
     """A chat model sampled without its own format answers far below its ability, and nothing says so."""
     assert prompt(checkpoint(files)).startswith(f"chat: {QUESTION}\n")
+
+
+def test_templates_of_which_none_is_the_default_are_refused_with_their_names(checkpoint):
+    """As in transformers: without a template a chat model would be asked as a base model is."""
+    folder = checkpoint(with_template([{"name": "tools", "template": CHAT}, {"name": "rag", "template": CHAT}]))
+    with pytest.raises(ValueError, match="no chat template is called default, but tools, rag; give --prompt-template"):
+        Tokenizer(folder)
+    assert prompt(folder, template="Q: {question}") == f"Q: {QUESTION}"
+    assert prompt(checkpoint(with_template([]))).startswith("Question: ")
 
 
 @pytest.mark.parametrize("bos", ["<|end|>", {"content": "<|end|>", "lstrip": False, "special": True}])
@@ -237,12 +246,32 @@ def test_decoding_gives_back_what_was_encoded_without_special_tokens(checkpoint,
     assert ids[-1] == tokenizer.eos_id and tokenizer.decode(ids) == text
 
 
+@pytest.mark.parametrize("silent", ["special", "unknown"])
+def test_a_token_without_a_text_leaves_a_space(checkpoint, silent):
+    """4<s>2 is not 42: a policy would be paid for a number that it did not write."""
+    tokenizer = Tokenizer(checkpoint())
+    four, two = (tokenizer.encode_completion(digit)[0] for digit in "42")
+    between = tokenizer.eos_id if silent == "special" else tokenizer.vocab_size + 5
+    assert tokenizer.decode([four, between, two]) == "4 2" == tokenizer.decode([four, between, between, two])
+    assert tokenizer.decode([between, four, two, between]) == "42" and tokenizer.decode([between]) == ""
+
+
+def test_a_question_with_the_text_of_a_special_token_is_said_to_be_read_with_it(tiny_folder, recwarn):
+    """An end token in a question ends the user's turn."""
+    model, tokenizer = load_model(tiny_folder, "float32", "cpu")
+    check_context(model, tokenizer, ["Two and two?", "Is 1 < 2 and 3 > 2?"], 8)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=rf"1 of 2 questions hold the text of a special token .*: 'Two{tiny.END[:3]}"):
+        check_context(model, tokenizer, ["Two and two?", f"Two{tiny.END} and two?"], 8)
+
+
 # The files
 
 
 def test_a_saved_tokenizer_gives_the_same_ids(checkpoint, tmp_path):
     """A checkpoint that a run leaves is evaluated from its own folder, without the one it came from."""
     files = with_template("other", bos_token=tiny.END) | {"chat_template.jinja": CHATML}
+    files |= {"tokenizer.model": "sentencepiece"}
     tokenizer = Tokenizer(checkpoint(files | {"generation_config.json": {"eos_token_id": [4, 0]}}))
     (tmp_path / "copy").mkdir()
     tokenizer.save(tmp_path / "copy")
@@ -251,6 +280,7 @@ def test_a_saved_tokenizer_gives_the_same_ids(checkpoint, tmp_path):
     assert copy.encode_prompt(QUESTION) == tokenizer.encode_prompt(QUESTION)
     assert copy.encode_completion("7") == tokenizer.encode_completion("7")
     assert copy.eos_ids == tokenizer.eos_ids
+    assert (tmp_path / "copy/tokenizer.model").read_text() == "sentencepiece", "converters want it"
 
 
 @pytest.mark.parametrize(
@@ -270,6 +300,13 @@ def test_a_missing_or_broken_file_is_named(checkpoint, name, content):
     with pytest.raises((ValueError, FileNotFoundError)) as error:
         Tokenizer(folder)
     assert str(folder / name) in str(error.value)
+
+
+def test_a_tokenizer_in_another_format_is_refused_with_the_line_that_makes_this_one(checkpoint):
+    """tokenizer.model alone is common for older models."""
+    folder = checkpoint({"tokenizer.json": None, "tokenizer.model": "sentencepiece"})
+    with pytest.raises(FileNotFoundError, match=rf"AutoTokenizer.from_pretrained\('{folder}'\).save_pretrained"):
+        Tokenizer(folder)
 
 
 def test_the_marks_of_a_training_template_are_no_error(checkpoint):
