@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import data
 from model import Decoder
-from reward import verdict
+from reward import extract_answer, verdict
 from rollout import Rollout, generate
 from support.distributed import from_rank_0, join, leave, no_bar, on_rank_0, rank_0_first, world_size
 from support.graders import Grader, by_rules, make_grader
@@ -125,9 +125,21 @@ def compare_with_full(  # SKIP
     return {"full_reward": sum(rewards) / len(rewards), "full_mean_length": length, "full_tokens_per_second": speed}
 
 
+def none_correct(records: list[list[dict]]) -> str:
+    """A completion beside its reference, where none is correct: perhaps right answers are written otherwise."""
+    record = max((record for samples in records for record in samples), key=lambda record: record["ended"])
+    answer, unfinished = extract_answer(record["completion"]), " (unfinished)" * (not record["ended"])
+    return (
+        f"no completion was correct; one ends{unfinished}: {record['completion'][-200:]!r}\n"
+        f"  marked as its answer: {'nothing' if answer is None else repr(answer[:80])}; expected: {record['answer']!r}"
+    )
+
+
 def summarise(what: str, n_samples: int, records: list[list[dict]]) -> None:
     mean, error = accuracy(records)
     print(f"{what}: accuracy {mean:.1%} ± {error:.1%}")
+    if mean == 0:
+        print(none_correct(records))
     if n_samples > 1:
         solved = [[{"correct": any(record["correct"] for record in samples)}] for samples in records]
         mean, error = accuracy(solved)

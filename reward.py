@@ -9,7 +9,9 @@ text, and the reference, as values. Two things come of it: *correct*, which accu
 gradient sees. A completion without an end token is not correct and earns 0, whatever it says.
 """
 
+import math
 import re
+from contextlib import suppress
 from fractions import Fraction
 
 from answers import MAX_CHARACTERS, canonical, plain, unnamed
@@ -33,9 +35,19 @@ def reward(completion: str, correct: bool) -> float:
 
 
 def verdict(completion: str, ended: bool, right: bool) -> dict:
-    """Whether a completion is correct, and what it earns.  ended: with an end token.  right: its answer."""
+    """Whether a completion is correct, and what it earns.  ended: with an end token.  right: its answer.
+
+    Raises RuntimeError where `reward` fails, ValueError where what it returns is no finite number.
+    """
     correct = ended and right
-    return {"correct": correct, "reward": float(ended and reward(completion, correct))}
+    try:
+        earned = reward(completion, correct) if ended else 0.0
+    except Exception as error:
+        raise RuntimeError("reward() of reward.py failed, see above") from error
+    with suppress(TypeError, ValueError, RuntimeError):  # no number
+        if math.isfinite(earned):
+            return {"correct": correct, "reward": float(earned)}
+    raise ValueError(f"reward() of reward.py returned {earned!r} for {completion[:80]!r}; expected a finite number")
 
 
 def is_correct(completion: str, answer: str) -> bool:

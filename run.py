@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 import data
 import nested  # SKIP
-from evaluate import evaluate_splits
+from evaluate import evaluate_splits, none_correct
 from model import Decoder
 from report import print_report
 from support import checkpoint, distributed, lora, provenance
@@ -168,6 +168,9 @@ class Run:
         samples = [example for mode, each in records.items() for example in examples(step, mode, each)]
         with uninterrupted():
             tqdm.write(self.log.write("evaluate", step, s.steps, figures, samples))
+        problems = sum(records.values(), [])
+        if not any(record["correct"] for samples in problems for record in samples):
+            tqdm.write(none_correct(problems))
 
     # ---- checkpoints
 

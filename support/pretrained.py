@@ -322,7 +322,7 @@ def check_context(model: Decoder, tokenizer: Tokenizer, questions: list[str], ma
     usual, *special = [sum(token in tokenizer.special_ids for token in prompt) for prompt in prompts]
     if marked := [question for question, n in zip(questions, special, strict=True) if n != usual]:
         warnings.warn(
-            f"{len(marked):,} of {len(questions):,} questions hold the text of a special token, which the model reads as "
+            f"{len(marked):,} of {len(questions):,} questions hold the text of a special token; the model reads it as "
             f"that token: {marked[0][:80]!r}",
             stacklevel=1,
         )

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import Letters, small_model, spy
@@ -57,6 +58,54 @@ def test_a_bonus_is_a_reward_and_no_accuracy(folder, monkeypatch):
     assert [[r["reward"] for r in samples] for samples in records] == [[1.5, 0.5, 0.0, 0.0]]
     assert [[r["correct"] for r in samples] for samples in records] == [[True, False, False, False]]
     assert accuracy(records)[0] == 0.25
+
+
+@pytest.mark.parametrize("wrong", [None, float("nan"), float("inf"), "1", torch.ones(2)], ids=str)
+def test_a_reward_that_is_no_number_is_named_with_its_completion(folder, monkeypatch, wrong):
+    """A forgotten return pays None; NaN would spread to all weights."""
+    monkeypatch.setattr(reward, "reward", lambda text, correct: wrong)
+    tokenizer = Tokenizer(folder)
+    with pytest.raises(ValueError, match=r"reward\(\) of reward.py returned .* for '#### 7'; expected a finite number"):
+        grade(tokenizer, [data.Problem("3 + 4?", "7", "")], rollout_of(tokenizer, ["#### 7"], [True]))
+
+
+@pytest.mark.parametrize("number", [1, True, torch.tensor(1.0), np.float32(1)], ids=str)
+def test_a_reward_may_be_any_kind_of_number(folder, monkeypatch, number):
+    monkeypatch.setattr(reward, "reward", lambda text, correct: number)
+    tokenizer = Tokenizer(folder)
+    [[record]] = grade(tokenizer, [data.Problem("3 + 4?", "7", "")], rollout_of(tokenizer, ["#### 7"], [True]))
+    assert record["reward"] == 1.0 and type(record["reward"]) is float
+
+
+def test_a_reward_that_fails_is_no_fault_of_what_the_user_gave(folder, monkeypatch):
+    """Its ValueError would be told in one line, as a wrong flag is; the traceback says where it comes from."""
+    monkeypatch.setattr(reward, "reward", lambda text, correct: int(text))
+    tokenizer = Tokenizer(folder)
+    with pytest.raises(RuntimeError, match="of reward.py failed") as failure:
+        grade(tokenizer, [data.Problem("3 + 4?", "7", "")], rollout_of(tokenizer, ["#### 7"], [True]))
+    assert "invalid literal" in str(failure.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    "text, ended, said",
+    [
+        ("It is ## 7", True, "one ends: 'It is ## 7'\n  marked as its answer: nothing; expected: '7'"),
+        ("#### 7 or 8", True, "one ends: '#### 7 or 8'\n  marked as its answer: '7 or 8'; expected: '7'"),
+        ("#### 7", False, "one ends (unfinished): '#### 7'\n  marked as its answer: '7'; expected: '7'"),
+    ],
+)
+def test_where_nothing_is_correct_a_completion_is_shown_beside_its_reference(folder, capsys, text, ended, said):
+    """0 % is as often a matter of dress as of ability."""
+    tokenizer = Tokenizer(folder)
+    texts, ends = ["no end", text], [False, ended]
+    records = grade(
+        tokenizer, [data.Problem("3 + 4?", "7", "")], rollout_of(tokenizer, texts[not ended :], ends[not ended :])
+    )
+    evaluate.summarise("mine", 2, records)
+    assert said in capsys.readouterr().out
+    records[0][0]["correct"] = True
+    evaluate.summarise("mine", 2, records)
+    assert "no completion was correct" not in capsys.readouterr().out
 
 
 def test_accuracy_and_its_standard_error_by_hand():
