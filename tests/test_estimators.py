@@ -51,7 +51,7 @@ def test_the_noise_of_few_batches_is_not_taken_for_bias():
 
 def test_sums_are_worked_out_right_and_as_long_as_said():
     """Every step's result is the next one's start, and the last one the answer."""
-    for problem in map(to_problem, estimators.sums(50)):
+    for problem in (to_problem(record, set()) for record in estimators.sums(50)):
         steps = re.findall(r"(\d+) ([+-]) (\d+) = (\d+)", problem.rationale)
         start, *told = (int(number) for number in re.findall(r"\d+", problem.question))
         assert 6 <= len(steps) == len(told) <= 10
