@@ -7,6 +7,7 @@ DIR/checkpoint/             the last one: a Hugging Face folder (config.json, mo
 DIR/checkpoint-STEP/        older ones, as many as --keep says
 """
 
+import errno
 import json
 import os
 import shutil
@@ -27,6 +28,7 @@ from support.optimizer import Optimizer
 from support.signals import uninterrupted
 
 T = TypeVar("T")
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # what some network drives answer
 
 
 def save(folder: Path, write: Callable[[Path], None], optimizer: Optimizer, state: dict, keep: int) -> None:
@@ -209,6 +211,8 @@ def claim(folder: Path) -> FileLock | None:
         lock.acquire()
     except Timeout:
         raise BlockingIOError(f"--out {folder}: another run is writing there; wait for it, or name another") from None
-    except NotImplementedError:  # some network drives
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in WITHOUT_LOCKS:
+            raise
         warnings.warn(f"{folder} cannot be locked: see that no other run writes there", stacklevel=1)
     return lock

@@ -1,5 +1,6 @@
 """Nothing lost: a run that is stopped at any moment and resumed is, bit for bit, the run that was never stopped."""
 
+import errno
 import json
 import os
 import random
@@ -495,6 +496,27 @@ def test_a_second_run_in_a_folder_is_refused_while_the_first_runs(stopped, check
     assert train.main([*FLAGS, "--model", str(checkpoint), "--out", str(fresh)]) == 2
     assert "another run is writing there" in capsys.readouterr().err and files(fresh).keys() == {fresh / ".lock"}
     lock.release()
+
+
+@pytest.mark.parametrize("name", ["ENOLCK", "EOPNOTSUPP", "ENOSYS"])
+def test_a_drive_without_locks_is_warned_of_and_written_to(tmp_path, monkeypatch, name):
+    """Some network drives have none: a cluster's home folder must not end every run."""
+    import fcntl
+
+    def refuse(*_):
+        raise OSError(getattr(errno, name), "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.warns(UserWarning, match="cannot be locked|not supported on this filesystem"):  # the latter: filelock's
+        saving.claim(tmp_path / "out").release()
+
+
+def test_a_lock_that_fails_for_another_reason_is_no_warning(tmp_path, monkeypatch):
+    """A full disk is one."""
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(saving.FileLock, "acquire", lambda self: (_ for _ in ()).throw(full))
+    with pytest.raises(OSError, match="No space"):
+        saving.claim(tmp_path / "out")
 
 
 def test_runs_without_a_name_that_begin_in_one_second_get_two_folders(checkpoint, tmp_path, monkeypatch, capsys):
