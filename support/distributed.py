@@ -24,13 +24,22 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
 MESH: list[DeviceMesh] = []  # one, while there are several processes
+ENVIRONMENT = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
 HOURS = timedelta(hours=2)  # to wait for another rank: an evaluation, a download; a rank that died is not waited for
 
 
 def join(device: str) -> str:
-    """Joins the processes that torchrun has started, if it has and this one has not yet; -> the device of this one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    """Joins the processes that torchrun has started, if it has and this one has not yet; -> the device of this one.
+    ValueError for a device that several cannot have, and where the environment is not torchrun's."""
+    if os.environ.get("WORLD_SIZE", "") in ("", "1"):
         return device
+    found = {name: os.environ.get(name, "") for name in ENVIRONMENT}
+    numbers = [int(found[name]) for name in ENVIRONMENT if name != "MASTER_ADDR" and found[name].isdecimal()]
+    if len(numbers) < 4 or not found["MASTER_ADDR"] or numbers[1] >= numbers[0]:
+        raise ValueError(
+            f"the environment has {', '.join(f'{k}={v}' if v else f'no {k}' for k, v in found.items())}, which makes "
+            "no group of processes; start them with torchrun, or unset WORLD_SIZE for one process"
+        )
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(
             f"--device is {device!r}, with several processes; expected auto, cpu or cuda: each takes its own"
@@ -65,8 +74,9 @@ def leave() -> None:
 
 
 def rank() -> int:
-    """Before `join` too."""
-    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
+    """Before `join` too, which says what is wrong with these variables."""
+    size, own = (os.environ.get(name, "") for name in ENVIRONMENT[:2])
+    return int(own) if size not in ("", "1") and own.isdecimal() else 0
 
 
 def world_size() -> int:

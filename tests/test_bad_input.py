@@ -20,6 +20,7 @@ import evaluate
 import train
 from data import svamp
 from docs import tiny
+from support import distributed
 from support.settings import GROUPS, REMOVED, Settings, with_whole_paths
 
 RECORD = {"question": "Two and two?", "answer": "2 + 2 = <<2+2=4>>4\n#### 4"}
@@ -188,6 +189,36 @@ def test_a_ratio_that_asks_for_more_than_the_valid_layers_names_both_numbers(com
 def test_a_device_that_is_not_there_is_named(complaint):
     """Falling back to the CPU would be a run a hundred times slower that nobody asked for."""
     assert "'cuda'" in complaint(train, "--device", "cuda")
+
+
+@pytest.mark.parametrize(
+    "environment, said",
+    [
+        ("WORLD_SIZE=two RANK=0 LOCAL_RANK=0 MASTER_ADDR=localhost MASTER_PORT=29500", "WORLD_SIZE=two, RANK=0"),
+        ("WORLD_SIZE=2", "WORLD_SIZE=2, no RANK, no LOCAL_RANK, no MASTER_ADDR, no MASTER_PORT"),
+        ("WORLD_SIZE=2 RANK=0 MASTER_ADDR=localhost MASTER_PORT=29500", "no LOCAL_RANK"),
+        ("WORLD_SIZE=2 RANK=2 LOCAL_RANK=0 MASTER_ADDR=localhost MASTER_PORT=29500", "WORLD_SIZE=2, RANK=2"),
+        ("WORLD_SIZE=0", "WORLD_SIZE=0"),
+    ],
+)
+@pytest.mark.parametrize("script", [train, evaluate])
+def test_an_environment_that_is_not_torchrun_s_is_named_with_the_cure(
+    complaint, monkeypatch, script, environment, said
+):
+    """Some schedulers set WORLD_SIZE for programs that join by other means."""
+    monkeypatch.setattr("time.sleep", lambda _: None)  # a rank lets rank 0 speak first
+    for variable in environment.split():
+        monkeypatch.setenv(*variable.split("="))
+    line = complaint(script)
+    assert said in line and "start them with torchrun, or unset WORLD_SIZE" in line
+    assert "did you mean --steps?" in complaint(train, "--stepz", "3"), "the line about a flag needs no group"
+
+
+@pytest.mark.parametrize("variable", distributed.ENVIRONMENT)
+def test_an_empty_variable_is_one_that_is_not_set(monkeypatch, variable):
+    """`WORLD_SIZE= python train.py` is how a shell clears it."""
+    monkeypatch.setenv(variable, "")
+    assert distributed.join("cpu") == "cpu" and distributed.rank() == 0
 
 
 def test_a_completion_longer_than_the_context_is_refused_before_the_run(complaint):

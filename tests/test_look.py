@@ -247,6 +247,11 @@ def test_colours_can_be_turned_off(set_to, coloured, monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
     assert look.has_colours()
+    with monkeypatch.context() as piped:
+        piped.setattr("sys.stdout.isatty", lambda: False)
+        for value, kept in (("1", True), ("0", False), ("", False)):
+            piped.setenv("FORCE_COLOR", value)
+            assert look.has_colours() == kept
     for name, value in set_to.items():
         monkeypatch.setenv(name, value)
     assert look.has_colours() == coloured
