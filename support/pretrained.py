@@ -36,6 +36,8 @@ ONLY_IMPLEMENTED = {  # keys of config.json of which the decoder knows one value
 NUMBERS = {int: "a positive whole number", float: "a positive number", bool: "true or false"}
 LLAMA3_ROPE_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 INDEX = "model.safetensors.index.json"
+READ = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]  # of a repository of the hub
+NOT_READ = ["*/*", "consolidated*"]  # the same weights in other formats or precisions, and earlier checkpoints
 
 
 def load_model(name: str | Path, dtype: str, device: str, template: str | None = None) -> tuple[Decoder, Tokenizer]:
@@ -199,13 +201,24 @@ def find_checkpoint(folder_or_hub_id: str | Path) -> Path:
     """The folder itself, or the hub's repository of that name in huggingface_hub's cache: downloaded once, a broken
     download continued, read without a network once it is there.
 
-    Raises FileNotFoundError for no such folder or repository, PermissionError for a gated one, and ConnectionError for
-    a download that fails.
+    Raises FileNotFoundError for no such folder or repository, ValueError for weights in another format, PermissionError
+    for a gated repository, and ConnectionError for a download that fails.
     """
     folder, name = Path(os.path.expanduser(folder_or_hub_id)), str(folder_or_hub_id)
     if (folder / "metrics.jsonl").is_file() and (folder / "checkpoint").is_dir():
         raise FileNotFoundError(f"{folder} is a run, not a checkpoint; did you mean {folder / 'checkpoint'}?")
+    if folder.is_file():
+        gguf = (
+            "; take the original repository, or load it with transformers (gguf_file=) and call save_pretrained(FOLDER)"
+        )
+        expected = "expected a folder with config.json and *.safetensors" + gguf * (folder.suffix == ".gguf")
+        raise ValueError(f"{name} is a file; {expected}")
     if folder.is_dir():
+        if any(folder.glob("pytorch_model*.bin")) and not any(folder.glob("*.safetensors")):
+            raise ValueError(
+                f"{folder} has its weights in pytorch_model*.bin, which are pickled and could run any code; they are "
+                "never read. Load the model with transformers and call save_pretrained(FOLDER): it writes safetensors"
+            )
         return folder
     if folder == data.EMBEDDED:
         raise FileNotFoundError(f"{folder}: the embedded model is not there; `python -m docs.tiny` makes it again")
@@ -214,7 +227,7 @@ def find_checkpoint(folder_or_hub_id: str | Path) -> Path:
     from huggingface_hub import errors, snapshot_download  # only here: a folder needs no hub
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+        return Path(snapshot_download(name, allow_patterns=READ, ignore_patterns=NOT_READ))
     except errors.GatedRepoError:
         raise PermissionError(
             f"{name}: a gated model of the Hugging Face hub; accept its terms on the model's page, then log in "

@@ -264,6 +264,24 @@ def test_a_model_that_is_neither_a_folder_nor_in_the_hub_is_named(complaint, scr
     assert line.startswith(f"error: {model}: no such folder") and "config.json" in line
 
 
+@pytest.mark.parametrize(
+    "name, cure",
+    [
+        ("model.gguf", "transformers (gguf_file=) and call save_pretrained"),
+        ("model.safetensors", "is a file; expected a folder"),
+        ("pytorch_model.bin", "call save_pretrained(FOLDER): it writes safetensors"),
+        ("pytorch_model-00001-of-00002.bin", "never read"),
+    ],
+)
+@pytest.mark.parametrize("script", [train, evaluate])
+def test_weights_in_another_format_are_refused_with_the_way_out(complaint, checkpoint, script, name, cure):
+    """Such files are what many repositories offer first."""
+    (checkpoint / "model.safetensors").rename(checkpoint / name)
+    model = checkpoint if name.endswith(".bin") else checkpoint / name
+    line = complaint(script, "--model", model)
+    assert str(model) in line and cure in line
+
+
 def cut_in_half(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 

@@ -146,8 +146,19 @@ def test_a_model_is_downloaded_once_whole(hub, published):
 
 def test_files_that_no_model_is_read_from_stay_where_they_are(hub, published, tmp_path):
     """Repositories hold the same weights in other formats, gigabytes of them, and pickles among them."""
-    hub.listed += ["pytorch_model.bin", "model.gguf", "README.md"]
+    hub.listed += ["pytorch_model.bin", "model.gguf", "README.md", "consolidated.safetensors", "consolidated.json"]
+    hub.listed += ["checkpoint-500/model.safetensors", "fp32/model.safetensors", "original/params.json"]
     assert same(find_checkpoint(NAME), published)
+
+
+def test_the_model_of_sentencepiece_comes_too(hub, published):
+    """Some tokenizers are published beside their tokenizer.json in it, and other programs read it."""
+    hub.listed.append("tokenizer.model")
+    (published / "tokenizer.model").write_bytes(b"pieces")
+    try:
+        assert (find_checkpoint(NAME) / "tokenizer.model").read_bytes() == b"pieces"
+    finally:
+        (published / "tokenizer.model").unlink()
 
 
 def test_a_dropped_connection_is_taken_up_where_it_broke(hub, published, monkeypatch):

@@ -653,7 +653,7 @@ BROKEN = [
     (write("config.json", ""), "config.json"),
     (write("config.json", json.dumps(RAW | {"hidden_act": "gelu"})), "config.json.*hidden_act"),
     (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors"),
-    (only_a_pickle, "model.safetensors.*safetensors only"),
+    (only_a_pickle, "pytorch_model.*save_pretrained"),
     (lose_a_shard, "model-00002-of-00002.safetensors"),
     (point_nowhere, "lacks .*in all"),
     (index_alone("{"), INDEX),
