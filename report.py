@@ -1,7 +1,7 @@
 """Tables and plots of runs, from their metrics.jsonl and config.json alone.
 
     python report.py runs/NAME        # table and curve of a run, ended or not
-    python report.py runs             # a line for each run in a folder
+    python report.py runs             # a line for each run in a folder; runs/ if none is named
     python report.py runs/A runs/B    # side by side; seeds of one arm averaged
 
 train.py prints the first at the end of a run.
@@ -281,12 +281,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("runs", nargs="+", help="a run's folder, which holds metrics.jsonl; a folder of runs; or runs")
+    about = "a run's folder, which holds metrics.jsonl; a folder of runs; or runs (default: the folder runs)"
+    parser.add_argument("runs", nargs="*", help=about)
     parser.add_argument(
         "--out", metavar="FILE.png", help="picture of a comparison; comparison.png beside the first run"
     )
     a = parse_strictly(parser, arguments)
-    folders = [Path(os.path.expanduser(run)) for run in a.runs]
+    folders = [Path(os.path.expanduser(run)) for run in a.runs or ["runs"]]
     path = Path(os.path.expanduser(a.out)) if a.out else folders[0].resolve().parent / "comparison.png"
     try:
         if len(folders) > 1:
@@ -296,6 +297,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError(f"--out is {a.out}, but only {folders[0]} is given; expected two runs or more")
         elif not (folders[0] / "metrics.jsonl").exists() and (runs := runs_in(folders[0])):
             print(runs)
+        elif not a.runs and not (folders[0] / "metrics.jsonl").exists():
+            raise FileNotFoundError("no runs in runs/, where train.py puts them; name the folder of a run")
         else:
             print_report(folders[0])
     except (ValueError, OSError) as error:

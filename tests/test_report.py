@@ -65,6 +65,19 @@ def test_a_folder_of_runs_is_listed_a_line_each(tmp_path, capsys):
     )
 
 
+def test_without_a_folder_the_runs_in_runs_are_listed(tmp_path, capsys, monkeypatch):
+    """There train.py puts a run without --out. Where nothing is, that is said in a line, and no usage."""
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):  # no such folder; an empty one
+        assert report.main([]) == 2
+        assert (
+            capsys.readouterr().err == "error: no runs in runs/, where train.py puts them; name the folder of a run\n"
+        )
+        (tmp_path / "runs").mkdir(exist_ok=True)
+    make(tmp_path / "runs" / "a")
+    assert report.main([]) == 0 and capsys.readouterr().out.startswith("runs/a  step 4, sampled")
+
+
 def test_a_reward_below_0_is_drawn_below_0(tmp_path):
     """Of one's own: − 1 for a wrong answer."""
     plotted = report.plot({"·": [(0, -1.0), (1, 1.0)], "o": [(1, 0.0)]}, last=1, width=2, height=4).splitlines()
