@@ -3,7 +3,7 @@
     python evaluate.py --model DIR --dataset svamp                # greedy
     python evaluate.py --model DIR --dataset svamp --samples 8    # and pass@8
 
-Writes what was generated (--out).
+Without --model it is the embedded model. Writes what was generated (--out).
 """
 
 import argparse
@@ -12,6 +12,7 @@ import math
 import os
 import sys
 import time
+from itertools import count
 from pathlib import Path
 
 from tqdm import tqdm
@@ -22,7 +23,7 @@ from reward import extract_answer, verdict
 from rollout import Rollout, generate
 from support.distributed import from_rank_0, join, leave, no_bar, on_rank_0, rank_0_first, world_size
 from support.graders import Grader, by_rules, make_grader
-from support.log import path_in_errors, report_error
+from support.log import path_in_errors, report_error, writable
 from support.pretrained import check_context, load_model
 from support.settings import Settings, add_flags, parse_strictly
 from support.tokenizer import Tokenizer
@@ -148,6 +149,12 @@ def summarise(what: str, n_samples: int, records: list[list[dict]]) -> None:
     print(f"{ended:.1%} of the completions ended by themselves", flush=True)
 
 
+def free_name() -> Path:
+    """generated.jsonl, or the first of generated_2.jsonl, generated_3.jsonl, … that is not there."""
+    names = (Path(f"generated{f'_{n}' * (n > 1)}.jsonl") for n in count(1))
+    return next(path for path in names if not path.exists())
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -161,7 +168,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--problems", type=int, metavar="X", help="only the first so many (default: all)")
     parser.add_argument("--samples", type=int, metavar="X", help="samples a problem (default: one, greedy)")
     parser.add_argument("--batch", type=int, default=64, metavar="X", help="completions at a time (default: 64)")
-    parser.add_argument("--out", default="generated.jsonl", help="where to write the texts (default: generated.jsonl)")
+    parser.add_argument(
+        "--out", help="where to write the texts (default: generated.jsonl; generated_2.jsonl, … if that is there)"
+    )
     given = vars(parse_strictly(parser, arguments))
     split, n_problems, n_samples, batch, out = (given.pop(k) for k in ("split", "problems", "samples", "batch", "out"))
     for name, value in {"problems": n_problems, "samples": n_samples, "batch": batch}.items():
@@ -182,21 +191,21 @@ def main(arguments: list[str] | None = None) -> int:
         with rank_0_first():
             model, tokenizer = load_model(s.model, s.dtype, device, s.prompt_template or None)
         check_context(model, tokenizer, [problem.question for problem in problems], s.max_new_tokens)
-        out = Path(os.path.expanduser(out))
+        out = Path(os.path.expanduser(out)) if out else from_rank_0(free_name)
         if data.is_file(s.dataset) and out.resolve() == Path(os.path.expanduser(s.dataset)).resolve():
             raise ValueError(f"--out {out} is the data set itself; name another file")
-        on_rank_0(lambda: out.open("a").close())  # what cannot be written to should say so before the work
         temperature = s.temperature if n_samples else 0.0
-        records = evaluate(
-            model, tokenizer, problems, s.max_new_tokens, n_samples or 1, temperature, batch, s.seed, grader
-        )
-        lines = (json.dumps(record) + "\n" for samples in records for record in samples)
-        try:
-            with path_in_errors(out):
-                on_rank_0(lambda: out.write_text("".join(lines), encoding="utf-8"))
-        finally:  # a full disk does not cost the accuracy, nor a closed pipe the texts
-            kind = f"{n_samples} samples a problem at temperature {temperature:g}" if n_samples else "greedy"
-            summarise(f"{s.dataset} {split}, {len(records)} problems, {kind}", n_samples or 1, records)
+        with writable(out):
+            records = evaluate(
+                model, tokenizer, problems, s.max_new_tokens, n_samples or 1, temperature, batch, s.seed, grader
+            )
+            lines = (json.dumps(record) + "\n" for samples in records for record in samples)
+            try:
+                with path_in_errors(out):
+                    on_rank_0(lambda: out.write_text("".join(lines), encoding="utf-8"))
+            finally:  # a full disk does not cost the accuracy, nor a closed pipe the texts
+                kind = f"{n_samples} samples a problem at temperature {temperature:g}" if n_samples else "greedy"
+                summarise(f"{s.dataset} {split}, {len(records)} problems, {kind}", n_samples or 1, records)
         print(f"texts in {out}")
     except (Exception, KeyboardInterrupt) as error:
         return report_error(error, "lower --batch, --samples or --max-new-tokens")

@@ -34,7 +34,7 @@ from nested import NestedModels
 from rollout import completion_hidden, generate, log_softmax, prefill
 from support import lora
 from support.graders import make_grader
-from support.log import read, report_error
+from support.log import read, report_error, writable
 from support.page import Row
 from support.page import page as html_page
 from support.pretrained import check_context, find_checkpoint, load_model
@@ -371,24 +371,24 @@ def main(arguments: list[str] | None = None) -> int:
             )
         if own["step"] is not None and not 1 <= own["step"] < 2**31:
             raise ValueError(f"--step is {own['step']}; expected 1 or more")
-        if own["html"] is not None:
-            with open(os.path.expanduser(own["html"]), "a"):  # what cannot be written to says so before the work
-                pass
         s = Settings(**with_whole_paths(given)).decided()
         if not own["run"] and not 0 <= (own["completion"] or 0) < s.samples:
             raise ValueError(f"--completion is {own['completion']}; expected 0 to {s.samples - 1}")
-        if own["run"]:
-            group = recorded(Path(os.path.expanduser(own["run"])), own["step"], own["problem"])
-        else:
-            group = sampled(s, own["split"] or "test", own["problem"], own["step"] or 1)
-        chosen, n = own["completion"], len(group.completions)
-        if chosen is None:
-            chosen = min(range(n), key=lambda i: group.completions[i].acceptance)
-        if not 0 <= chosen < n:
-            raise ValueError(f"--completion is {chosen}; expected 0 to {n - 1}")
-        if own["html"]:
-            Path(os.path.expanduser(own["html"])).write_text(page(group, chosen), encoding="utf-8")
-            print(f"page: {own['html']}")
+        html = None if own["html"] is None else Path(os.path.expanduser(own["html"]))
+        with writable(html) if html else contextlib.nullcontext():
+            if own["run"]:
+                group = recorded(Path(os.path.expanduser(own["run"])), own["step"], own["problem"])
+            else:
+                group = sampled(s, own["split"] or "test", own["problem"], own["step"] or 1)
+            chosen, n = own["completion"], len(group.completions)
+            if chosen is None:
+                chosen = min(range(n), key=lambda i: group.completions[i].acceptance)
+            if not 0 <= chosen < n:
+                raise ValueError(f"--completion is {chosen}; expected 0 to {n - 1}")
+            if html:
+                html.write_text(page(group, chosen), encoding="utf-8")
+        if html:
+            print(f"page: {html}")
         else:
             print(terminal(group, chosen, max(80, shutil.get_terminal_size().columns), has_colours()))
     except (Exception, KeyboardInterrupt) as error:

@@ -120,6 +120,20 @@ def path_in_errors(path: Path):
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
+@contextmanager
+def writable(path: Path):
+    """Around the work whose result goes into a file. What cannot be written to says so before the work; where the work
+    fails, no empty file is left."""
+    there = path.exists()
+    on_rank_0(lambda: path.open("a").close())
+    try:
+        yield
+    except BaseException:
+        if rank() == 0 and not there and path.stat().st_size == 0:
+            path.unlink()
+        raise
+
+
 def readable(f: dict, last_step: int) -> str:
     """A line of metrics.jsonl for the terminal; of a reinforced step two, of at most 80 characters."""
     if f["phase"] == "warmup":

@@ -141,6 +141,29 @@ def test_the_command_line_prints_accuracy_and_writes_the_texts(folder, tmp_path,
     assert len([json.loads(line) for line in out.read_text().splitlines()]) == 6
 
 
+def test_texts_without_a_name_are_written_over_no_others_and_those_with_one_are(tmp_path, capsys, monkeypatch):
+    """An hour of sampling is lost to the next evaluation otherwise. Without --model it is the embedded model."""
+    monkeypatch.chdir(tmp_path)
+    flags = "--problems 1 --max-new-tokens 2 --device cpu".split()
+    for name in ("generated.jsonl", "generated_2.jsonl", "generated_3.jsonl"):
+        assert evaluate.main(flags) == 0
+        assert capsys.readouterr().out.endswith(f"texts in {name}\n")
+        Path(name).write_text("kept\n")
+    assert evaluate.main([*flags, "--out", "generated_2.jsonl"]) == 0
+    assert [path.read_text() == "kept\n" for path in sorted(tmp_path.iterdir())] == [True, False, True]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("CUDA out of memory")])
+def test_an_evaluation_that_fails_leaves_no_empty_file(folder, tmp_path, monkeypatch, error):
+    """One would take a name; and an older file stays as it was."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluate, "evaluate", lambda *_: (_ for _ in ()).throw(error))
+    assert evaluate.main(["--model", str(folder), "--problems", "1"]) != 0 and not list(tmp_path.iterdir())
+    Path("old.jsonl").touch()
+    assert evaluate.main(["--model", str(folder), "--problems", "1", "--out", "old.jsonl"]) != 0
+    assert [path.name for path in tmp_path.iterdir()] == ["old.jsonl"]
+
+
 def test_a_full_disk_does_not_cost_the_accuracy(folder, tmp_path, capsys, monkeypatch):
     """It is printed before the texts are written."""
     flags = ["--problems", "1", "--max-new-tokens", "2", "--device", "cpu", "--out", str(tmp_path / "texts.jsonl")]

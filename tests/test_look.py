@@ -209,6 +209,15 @@ def test_bad_input_is_named(finished, flags, said, capsys):
     assert status == 2 and said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("wrong", ["--problem 2", "--step 1", "--completion 3", "--step 0", "--skip-ratio 0.2"])
+def test_a_page_that_cannot_be_made_leaves_no_file_and_an_older_one_as_it_was(finished, tmp_path, wrong, capsys):
+    """An empty page in a browser says nothing."""
+    for name in ("new.html", "old.html"):
+        (tmp_path / "old.html").write_text("a page")
+        assert look.main([str(finished), "--html", str(tmp_path / name), *wrong.split()]) == 2
+    assert not (tmp_path / "new.html").exists() and (tmp_path / "old.html").read_text() == "a page"
+
+
 @pytest.mark.parametrize("line", ['{"step": 3, "tokens": [1', '{"step": 3, "group": 0, "tokens": [1]}', "[1, 2]", "7"])
 def test_a_broken_line_of_samples_is_named(finished, line, capsys):
     """A disk that was full, an older version."""
