@@ -204,8 +204,9 @@ def main(arguments: list[str] | None = None) -> int:
                 with path_in_errors(out):
                     on_rank_0(lambda: out.write_text("".join(lines), encoding="utf-8"))
             finally:  # a full disk does not cost the accuracy, nor a closed pipe the texts
-                kind = f"{n_samples} samples a problem at temperature {temperature:g}" if n_samples else "greedy"
-                summarise(f"{s.dataset} {split}, {len(records)} problems, {kind}", n_samples or 1, records)
+                sampled = f"{n_samples} sample{'s' * (n_samples != 1)} a problem at temperature {temperature:g}"
+                asked = f"{len(records)} problem{'s' * (len(records) > 1)}, {sampled if n_samples else 'greedy'}"
+                summarise(f"{s.dataset} {split}, {asked}", n_samples or 1, records)
         print(f"texts in {out}")
     except (Exception, KeyboardInterrupt) as error:
         return report_error(error, "lower --batch, --samples or --max-new-tokens")

@@ -48,7 +48,9 @@ def join(device: str) -> str:
     mine = f"cuda:{os.environ['LOCAL_RANK']}" if cuda else "cpu"
     if not MESH:
         if cuda and int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
-            raise ValueError(f"--device {device}: {torch.cuda.device_count()} GPUs for more processes than that")
+            raise ValueError(
+                f"--device {device}: more processes than GPUs, of which there are {torch.cuda.device_count()}"
+            )
         if cuda:
             torch.cuda.set_device(mine)
         where = {"device_id": torch.device(mine)} if cuda else {}

@@ -345,8 +345,8 @@ def check_context(model: Decoder, tokenizer: Tokenizer, questions: list[str], ma
     if long:
         some = "; ".join(f"{questions[i][:60]!r}… ({lengths[i]:,} tokens)" for i in long[:3])
         raise ValueError(
-            f"{len(long):,} of {len(questions):,} prompts have, with --max-new-tokens {max_new_tokens}, more than the "
-            f"model's {context:,} tokens (max_position_embeddings): {some}{'; …' * (len(long) > 3)}. Lower the flag, "
-            "take these problems out, or take a model with a longer context"
+            f"the prompt and --max-new-tokens {max_new_tokens} exceed the model's {context:,} tokens "
+            f"(max_position_embeddings) in {len(long):,} of {len(questions):,} problems: {some}"
+            f"{'; …' * (len(long) > 3)}. Lower the flag, take these problems out, or take a model with a longer context"
         )
     return max(lengths)

@@ -189,7 +189,7 @@ def test_of_a_file_of_ones_own_the_test_split_is_evaluated_unless_another_is_nam
     assert f"{own} all, 30 problems, greedy" in capsys.readouterr().out
     assert evaluate.main([*flags, "--problems", "1", "--out", str(tmp_path / "texts.jsonl")]) == 0
     said, n = capsys.readouterr(), len(data.load(str(own), "test"))
-    assert f"{own} test, 1 problems" in said.out and n > 1
+    assert f"{own} test, 1 problem, greedy" in said.out and n > 1
     assert said.err == f"the test split of {own} has {n} of its 30 problems; --split all takes all\n"
 
 

@@ -648,7 +648,7 @@ def test_a_prompt_too_long_is_refused_in_either_split(checkpoint, tmp_path, monk
     monkeypatch.setattr(
         data, "load", lambda name, split, folder: [data.Problem("x" * 5000 * (split == long) + split, "7", "7")]
     )
-    with pytest.raises(ValueError, match="1 of 3 prompts have, .*'xxx.*5,0"):
+    with pytest.raises(ValueError, match="in 1 of 3 problems: 'xxx.*5,0"):
         set_up({"model": str(checkpoint), "out": str(tmp_path / "out"), "device": "cpu"})
 
 
