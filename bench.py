@@ -47,7 +47,7 @@ from support.batches import micro_batches
 from support.log import report_error
 from support.optimizer import Optimizer
 from support.pretrained import load_model
-from support.settings import Settings, parse_strictly
+from support.settings import Settings, nearest, parse_strictly
 from train import update
 
 
@@ -312,22 +312,28 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("parts", nargs="*", default=PARTS, metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
     parser.add_argument("--model", default="", help="folder of a checkpoint, or a hub id (default: the embedded one)")
-    parser.add_argument("--dataset", default="arith", choices=data.DATASETS, help="whose test split gives the prompts")
+    parser.add_argument(
+        "--dataset", default="arith", help=f"whose test split gives the prompts: {', '.join(data.DATASETS)}, or a file"
+    )
     parser.add_argument("--data-dir", help="folder with the data set's files (default: a cache, filled by a download)")
     parser.add_argument("--shapes", default="8x8", help="prompts × samples, such as 8x8,1x1 (default: 8x8)")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="(default: 128)")
     parser.add_argument("--micro-batch-tokens", type=int, default=2048, help="of a backward pass (default: 2048)")
     parser.add_argument("--gradient-checkpointing", action="store_true", help="less memory for a slower update")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="(default: float32)")
+    parser.add_argument("--dtype", default="float32", help="float32 or bfloat16 (default: float32)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     parser.add_argument("--repeats", type=int, default=3, help="runs whose median is printed (default: 3)")
     parser.add_argument("--compare", action="store_true", help="time transformers' generate beside the rollouts")
     parser.add_argument("--point", help=argparse.SUPPRESS)  # one point of growth, in a process of its own
     flags = parse_strictly(parser, arguments)
-    unknown = set(flags.parts) - {*PARTS, "point"}
+    unknown = sorted(set(flags.parts) - {*PARTS, "point"})
     try:
         if unknown:
-            raise ValueError(f"no such part: {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
+            hint = nearest(unknown[0], PARTS)
+            raise ValueError(f"no such part: {', '.join(unknown)}; choose from {', '.join(PARTS)}{hint}")
+        Settings(dtype=flags.dtype, max_new_tokens=flags.max_new_tokens, micro_batch_tokens=flags.micro_batch_tokens)
+        if flags.repeats < 1:
+            raise ValueError(f"--repeats is {flags.repeats}; expected 1 or more")
         if not re.fullmatch(r"[1-9]\d*x[1-9]\d*(,[1-9]\d*x[1-9]\d*)*", flags.shapes):
             raise ValueError(f"--shapes is {flags.shapes!r}; expected prompts x samples, such as 8x8 or 8x8,1x64")
         flags.shapes = [tuple(map(int, shape.split("x"))) for shape in flags.shapes.split(",")]

@@ -47,7 +47,9 @@ def parse_valid_layers(text: str, n_layers: int) -> list[int]:
             layers.update(range(first, last + 1))
     except ValueError as error:
         said = str(error).replace("invalid literal for int() with base 10", "no number")
-        raise ValueError(f"valid layers {text!r}: {said}; expected border:K or a list such as 2,5,8-11") from None
+        raise ValueError(
+            f"valid layers {text!r}: {said}; expected measured, border:K or a list such as 2,5,8-11"
+        ) from None
     return sorted(layers)
 
 

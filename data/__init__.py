@@ -5,6 +5,7 @@ To add a data set, write a module with `load(split, data_dir)` (svamp.py is the 
 commands know it then.
 """
 
+import difflib
 import warnings
 from pathlib import Path
 
@@ -29,7 +30,9 @@ def is_file(name: str) -> bool:
 def splits(name: str) -> tuple[str, ...]:
     """The disjoint splits of a data set, or of a file, which can be loaded as one too, as "all"."""
     if name not in DATASETS and not is_file(name):
-        raise ValueError(f"dataset {name!r}: expected one of {', '.join(DATASETS)}, or a file *.jsonl")
+        near = difflib.get_close_matches(name.lower(), DATASETS, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"dataset {name!r}: expected one of {', '.join(DATASETS)}, or a file *.jsonl{hint}")
     return SPLITS.get(name, ("train", "test"))
 
 

@@ -12,7 +12,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -156,7 +156,7 @@ class Settings:
             if not isinstance(value, (int, float) if kind(f) is float else kind(f)):
                 raise ValueError(f"{given}; expected {kind(f).__name__}")
             if choices and value not in choices:
-                raise ValueError(f"{given}; expected one of {', '.join(choices)}")
+                raise ValueError(f"{given}; expected one of {', '.join(choices)}{nearest(value, choices)}")
             if isinstance(value, int | float) and not (low <= value <= high and math.isfinite(value)):
                 bounds = f"{low} or more" if high == math.inf else f"a number from {low} to {high}"
                 raise ValueError(f"{given}; expected {bounds}")
@@ -195,6 +195,12 @@ class Settings:
         automatic = replace(self, **{f.name: None for f in fields(self) if f.default is None}).decided()
         usual = {f.name: getattr(automatic, f.name) if f.default is None else f.default for f in fields(self)}
         return {name: value for name, value in asdict(self).items() if value != usual[name]}
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of an error: which of the known words was meant, if one is near."""
+    near = difflib.get_close_matches(word.lower(), known, 1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def flag(name: str) -> str:
@@ -237,8 +243,8 @@ def add_flags(parser: argparse.ArgumentParser, names: tuple[str, ...] = ()) -> N
             about["help"] += f" (default: {'off' if f.default is False else f.default})"
         if kind(f) is bool:
             about |= {"action": "store_true"}
-        elif f.metadata["choices"]:
-            about |= {"choices": f.metadata["choices"]}
+        elif f.metadata["choices"]:  # which Settings checks
+            about |= {"metavar": f"{{{','.join(f.metadata['choices'])}}}"}
         else:
             about |= {"type": typed(f), "metavar": "X"}
         group.add_argument(flag(f.name), **about)
@@ -277,8 +283,7 @@ def parse_strictly(
     if unknown:
         name = unknown[0].partition("=")[0]
         replacement = gone.get(name.removeprefix("--").replace("-", "_"))
-        near = difflib.get_close_matches(name, parser._option_string_actions, 1)
-        hint = f"; in its place: {replacement}" if replacement else f"; did you mean {near[0]}?" if near else ""
+        hint = f"; in its place: {replacement}" if replacement else nearest(name, parser._option_string_actions)
         parser.error(f"no such argument: {name}{hint}")
     return known
 

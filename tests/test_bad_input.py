@@ -15,8 +15,10 @@ import pytest
 import torch
 from conftest import SMALLEST
 
+import bench
 import data
 import evaluate
+import look
 import train
 from data import svamp
 from docs import tiny
@@ -100,14 +102,14 @@ def complaint(checkpoint, problems, tmp_path, capsys):
         ("--skip-ratio", "1.5", "from 0 to 1"),
         ("--skip-ratio", "-0.1", "from 0 to 1"),
         ("--skip-ratio", "auto", "in its place: a share, such as 0.2"),
-        ("--grader", "sympy", "'rules', 'math-verify'"),
-        ("--bypass", "median", "'mean', 'identity'"),
+        ("--grader", "sympy", "rules, math-verify"),
+        ("--bypass", "median", "mean, identity; did you mean mean?"),
         (
             "--gradient",
             "reinforce",
-            "'on-policy', 'is', 'is-sequence', 'is-prefix', 'is-geometric', 'retrace', 'retrace-token'",
+            "on-policy, is, is-sequence, is-prefix, is-geometric, retrace, retrace-token",
         ),
-        ("--advantage", "gae", "'grpo', 'mean', 'rloo'"),
+        ("--advantage", "gae", "grpo, mean, rloo"),
         ("--normaliser", "zero", "tokens, completions or a positive number"),
         ("--retrace-lambda", "2", "from 0 to 1"),
         ("--cap", "-1", "0 or more"),
@@ -122,8 +124,8 @@ def complaint(checkpoint, problems, tmp_path, capsys):
         ("--lr", "abc", "invalid float"),
         ("--seed", "-1", "from 0 to 2147483647"),
         ("--seed", str(2**32), "from 0 to 2147483647"),
-        ("--dtype", "float8", "'float32', 'bfloat16'"),
-        ("--eval-split", "dev", "'test', 'valid'"),
+        ("--dtype", "float8", "float32, bfloat16"),
+        ("--eval-split", "dev", "test, valid"),
         ("--measure-every", "0", "1 or more"),
         ("--device", "gpu", "cuda"),
         ("--valid-layers", "nonsense", "border:K or a list such as 2,5,8-11"),
@@ -138,6 +140,27 @@ def test_a_wrong_value_is_named_with_what_was_expected(complaint, flag, value, e
     line = complaint(train, flag, value)
     assert value in line and expected in line
     assert flag.strip("-").replace("-", " ") in line.replace("-", " ")
+
+
+@pytest.mark.parametrize(
+    "scripts, flag, typed, meant",
+    [
+        ([train], "--gradient", "is-sequnce", "is-sequence"),
+        ([train], "--eval-split", "tests", "test"),
+        ([train, look], "--bound", "truncated", "truncate"),
+        ([train, look], "--advantage", "GRPO", "grpo"),
+        ([train, look, evaluate], "--grader", "math_verify", "math-verify"),
+        ([train, look, evaluate, bench], "--dataset", "svmp", "svamp"),
+        ([train, look, evaluate, bench], "--dataset", "GSM8K", "gsm8k"),
+        ([train, look, evaluate, bench], "--dtype", "bf16", "bfloat16"),
+    ],
+)
+def test_a_choice_that_is_nearly_right_is_answered_with_the_right_one(capsys, scripts, flag, typed, meant):
+    """One letter is missing, or it is spelt as elsewhere."""
+    for script in scripts:
+        assert script.main([flag, typed]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and repr(typed) in said and said.endswith(f"; did you mean {meant}?\n")
 
 
 @pytest.mark.parametrize(
@@ -238,7 +261,7 @@ def test_a_completion_longer_than_the_context_is_refused_before_the_run(complain
         ("--temperature", "nan", "--temperature"),
         ("--split", "dev", "split 'dev': expected one of"),
         ("--dataset", "svmap", "dataset 'svmap': expected one of svamp, gsm8k, math12k, arith, or a file *.jsonl"),
-        ("--dtype", "float8", "--dtype: invalid choice: 'float8'"),
+        ("--dtype", "float8", "--dtype is 'float8'; expected one of float32, bfloat16"),
         ("--prompt-template", "Q: {queston}", "'Q: {queston}' has no {question}"),
     ],
 )

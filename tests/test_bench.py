@@ -41,9 +41,16 @@ def test_transformers_samples_the_same_work(capsys):
 
 @pytest.mark.parametrize(
     "flags",
-    ["speed", "--dataset svamp --data-dir nowhere", "--shapes 8", "step --shapes 2x1", "rollout --shapes 501x1"],
+    [
+        "speed",
+        "--dataset svamp --data-dir nowhere",
+        "--shapes 8",
+        "step --shapes 2x1",
+        "rollout --shapes 501x1",
+        "--repeats 0",
+    ],
 )
 def test_what_cannot_be_measured_is_one_line(flags, capsys):
-    """A mistyped part, a missing folder, a shape that is none, no group, more prompts than there are."""
+    """A mistyped part, a missing folder, a shape that is none, no group, more prompts than there are, no run."""
     assert bench.main(flags.split()) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1

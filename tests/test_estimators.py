@@ -146,4 +146,4 @@ def test_a_run_of_the_demo_that_fails_says_why(tmp_path, monkeypatch, capsys):
     """Not a traceback of subprocess, and no picture of the rest."""
     monkeypatch.setattr(demo, "ARMS", {"x": ("nested, uncorrected (E4)", "--gradient none")})
     assert demo.main(["--out", str(tmp_path)]) == 2
-    assert "nested, uncorrected (E4): error: argument --gradient: invalid choice: 'none'" in capsys.readouterr().err
+    assert "nested, uncorrected (E4): error: --gradient is 'none'; expected one of" in capsys.readouterr().err
