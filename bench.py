@@ -19,6 +19,8 @@ Figures are medians over --repeats, and what is compared is run in turn, so that
 a busy minute meets all of it. The tables are followed by a line of JSON.
 """
 
+import support.interrupt  # noqa: F401 (Ctrl-C during the imports is one line)
+
 import argparse
 import json
 import math

@@ -6,6 +6,8 @@
 Without --model it is the embedded model. Writes what was generated (--out).
 """
 
+import support.interrupt  # noqa: F401 (Ctrl-C during the imports is one line)
+
 import argparse
 import json
 import math

@@ -12,6 +12,8 @@ probabilities, ρ, the weight w of each gradient in losses.py, and what the full
 model would rather have written.
 """
 
+import support.interrupt  # noqa: F401 (Ctrl-C during the imports is one line)
+
 import argparse
 import contextlib
 import json

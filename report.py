@@ -7,6 +7,8 @@
 train.py prints the first at the end of a run.
 """
 
+import support.interrupt  # noqa: F401 (Ctrl-C during the imports is one line)
+
 import argparse
 import math
 import os

@@ -8,6 +8,8 @@ directly under it, `update`. `warm_up` is supervised learning on worked solution
 resumed and ends stands in run.py.
 """
 
+import support.interrupt  # noqa: F401 (Ctrl-C during the imports is one line)
+
 import sys
 
 import torch

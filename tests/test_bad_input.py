@@ -6,6 +6,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -473,6 +474,19 @@ def test_the_process_itself_prints_one_line_and_exits_with_2(tmp_path):
     done = subprocess.run(command, cwd=Path(train.__file__).parent, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith(f"error: {tmp_path / 'absent'}: ")
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py", "report.py", "look.py", "bench.py"])
+def test_ctrl_c_during_the_imports_is_one_line(tmp_path, script):
+    """Torch takes seconds, in which a mistyped flag is noticed. Here it takes a minute."""
+    (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    process = subprocess.Popen(
+        [sys.executable, script], cwd=Path(train.__file__).parent, env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30)[1] == "interrupted\n" and process.returncode == 130
 
 
 def test_help_names_every_setting_with_its_choices_and_default(capsys):
