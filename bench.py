@@ -352,10 +352,10 @@ def main(arguments: list[str] | None = None) -> int:
         for part in flags.parts:
             print(f"\n{part}\n")
             results[part] = getattr(bench, part)()
-            print(f"\n{table(results[part])}", flush=True)
+            print(f"\n{table(results[part])}")
+        print(json.dumps(results))
     except (Exception, KeyboardInterrupt) as error:
         return report_error(error, "lower --shapes or --max-new-tokens")
-    print(json.dumps(results))
     return 0
 
 

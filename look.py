@@ -344,7 +344,7 @@ def has_colours() -> bool:
     """https://no-color.org, and FORCE_COLOR for a pipe that keeps them."""
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return False
-    return sys.stdout.isatty() or os.environ.get("FORCE_COLOR") not in (None, "", "0")
+    return (sys.stdout and sys.stdout.isatty()) or os.environ.get("FORCE_COLOR") not in (None, "", "0")
 
 
 def main(arguments: list[str] | None = None) -> int:

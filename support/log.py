@@ -195,6 +195,7 @@ def report_error(error: BaseException, advice: str = "take a smaller model") -> 
     elif not isinstance(error, ValueError | OSError | FloatingPointError | OverflowError):
         raise error
     if isinstance(error, BrokenPipeError):  # `| head` has seen enough
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (not to flush the broken one at the end)
         return 1
     if isinstance(error, OSError) and error.filename and error.strerror:
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)

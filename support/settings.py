@@ -274,10 +274,10 @@ def parse_strictly(
     parser: argparse.ArgumentParser, arguments: list[str] | None, gone: dict[str, str] = MappingProxyType({})
 ) -> argparse.Namespace:
     """parser.parse_args, which also says which flag was meant, or what replaces one that is gone. From here on a letter
-    that a terminal or a pipe does not know is printed as a question mark."""
+    that a terminal or a pipe does not know is printed as a question mark, and a line leaves when it is printed."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="replace", line_buffering=True)
     parser.error = lambda said: let_rank_0_speak() or parser.exit(2, f"error: {said}\n")
     known, unknown = parser.parse_known_args(arguments)
     if unknown:

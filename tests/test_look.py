@@ -253,6 +253,9 @@ def test_small_numbers_are_not_shown_as_nothing():
 def test_colours_can_be_turned_off(set_to, coloured, monkeypatch):
     for name in ("NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
+    with monkeypatch.context() as closed:
+        closed.setattr("sys.stdout", None)  # >&-
+        assert not look.has_colours()
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
     assert look.has_colours()

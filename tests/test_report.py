@@ -455,6 +455,18 @@ def test_what_a_cut_or_missing_file_of_metrics_means_is_said(tmp_path, capsys):
     assert report.main([str(tmp_path)]) == 2 and "version, or cut off" in capsys.readouterr().err
 
 
+def test_a_pipe_that_has_seen_enough_is_a_quiet_end(tmp_path):
+    """`| head`, or a terminal that was closed. What is still in a buffer must not complain when the process ends."""
+    make(tmp_path / "a")
+    usual = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "report.py", str(tmp_path / "a")]
+    with subprocess.Popen(
+        command, cwd=Path(report.__file__).parent, env=usual, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 1
+
+
 @pytest.mark.parametrize("program", ["report.py", "look.py"])
 def test_a_pipe_that_knows_few_letters_gets_question_marks(program):
     """As on Windows, where ρ has no place in a pipe's code page."""
