@@ -208,11 +208,9 @@ def find_checkpoint(folder_or_hub_id: str | Path) -> Path:
     if (folder / "metrics.jsonl").is_file() and (folder / "checkpoint").is_dir():
         raise FileNotFoundError(f"{folder} is a run, not a checkpoint; did you mean {folder / 'checkpoint'}?")
     if folder.is_file():
-        gguf = (
-            "; take the original repository, or load it with transformers (gguf_file=) and call save_pretrained(FOLDER)"
-        )
-        expected = "expected a folder with config.json and *.safetensors" + gguf * (folder.suffix == ".gguf")
-        raise ValueError(f"{name} is a file; {expected}")
+        cure = "; take the original repository, or load it with transformers (gguf_file=) and save_pretrained(FOLDER)"
+        cure *= folder.suffix == ".gguf"
+        raise ValueError(f"{name} is a file; expected a folder with config.json and *.safetensors{cure}")
     if folder.is_dir():
         if any(folder.glob("pytorch_model*.bin")) and not any(folder.glob("*.safetensors")):
             raise ValueError(

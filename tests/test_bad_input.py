@@ -291,7 +291,7 @@ def test_a_model_that_is_neither_a_folder_nor_in_the_hub_is_named(complaint, scr
 @pytest.mark.parametrize(
     "name, cure",
     [
-        ("model.gguf", "transformers (gguf_file=) and call save_pretrained"),
+        ("model.gguf", "transformers (gguf_file=) and save_pretrained"),
         ("model.safetensors", "is a file; expected a folder"),
         ("pytorch_model.bin", "call save_pretrained(FOLDER): it writes safetensors"),
         ("pytorch_model-00001-of-00002.bin", "never read"),
