@@ -222,6 +222,8 @@ def find_checkpoint(folder_or_hub_id: str | Path) -> Path:
         raise FileNotFoundError(f"{folder}: the embedded model is not there; `python -m docs.tiny` makes it again")
     if folder.is_absolute() or name.startswith(".") or name.count("/") > 1:
         raise FileNotFoundError(f"{name}: no such folder; expected one with config.json and *.safetensors, or a hub id")
+    if os.path.expanduser("~") == "~" and not os.environ.keys() & {"HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME"}:
+        raise FileNotFoundError(f"{name}: no home folder is known for downloads; set HOME or HF_HOME")
     from huggingface_hub import errors, snapshot_download  # only here: a folder needs no hub
 
     try:

@@ -155,6 +155,8 @@ class Settings:
                 continue
             if not isinstance(value, (int, float) if kind(f) is float else kind(f)):
                 raise ValueError(f"{given}; expected {kind(f).__name__}")
+            if isinstance(value, str) and value != value.encode(errors="replace").decode():
+                raise ValueError(f"{given}; expected a text in UTF-8, which libraries and pictures can take")
             if choices and value not in choices:
                 raise ValueError(f"{given}; expected one of {', '.join(choices)}{nearest(value, choices)}")
             if isinstance(value, int | float) and not (low <= value <= high and math.isfinite(value)):

@@ -134,12 +134,17 @@ def complaint(checkpoint, problems, tmp_path, capsys):
         ("--valid-layers", "border:-1", "0 or more"),
         ("--valid-layers", "border:99", "leaves none"),
         ("--prompt-template", "Q: {queston}", "{question}"),
+        *(
+            (flag, b"run-\xff{question}".decode(errors="surrogateescape"), "a text in UTF-8")
+            for flag in ("--out", "--model", "--dataset", "--adapter", "--prompt-template")
+        ),
     ],
+    ids=ascii,
 )
 def test_a_wrong_value_is_named_with_what_was_expected(complaint, flag, value, expected):
     """Most wrong values would otherwise be noticed hours later, in a loss that is not what was asked for."""
     line = complaint(train, flag, value)
-    assert value in line and expected in line
+    assert (value in line or repr(value)[1:-1] in line) and expected in line
     assert flag.strip("-").replace("-", " ") in line.replace("-", " ")
 
 

@@ -17,6 +17,7 @@ import torch
 import data
 from data import svamp
 from reward import is_correct
+from support.pretrained import find_checkpoint
 
 FILES = {
     ("svamp", "train"): "svamp.json",
@@ -551,6 +552,10 @@ def test_without_a_home_no_folder_called_tilde_is_made(server, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match="set HOME or XDG_CACHE_HOME, or give --data-dir"):
         data.load("svamp", "train")
+    for variable in ("HF_HOME", "HF_HUB_CACHE"):
+        monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(FileNotFoundError, match="someone/some-model: no home folder .*; set HOME or HF_HOME"):
+        find_checkpoint("someone/some-model")
     assert not list(tmp_path.iterdir())
 
 
