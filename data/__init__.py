@@ -88,7 +88,7 @@ def load_splits(
     tested = {problem.key for problems in tests.values() for problem in problems}
     train = [problem for problem in every if problem.key not in tested]
     if twice := len(every) - len(train) - len(tests.get("valid", ())):
-        warnings.warn(f"{twice:,} problems of {dataset} are tested with, and so not trained on", stacklevel=1)
+        warnings.warn(f"problems of {dataset} that are tested with, and so not trained on: {twice:,}", stacklevel=1)
     if not train:
         raise ValueError(f"all problems of {dataset} are tested with, none is left to train on")
     unsolved = sum(not problem.rationale for problem in train)
@@ -100,7 +100,8 @@ def load_splits(
     for split, problems in tests.items():
         if len(problems) < FEW:
             warnings.warn(
-                f"{split}: {len(problems)} problems, which tell little: see the ± of an accuracy", stacklevel=1
+                f"problems to test with ({split}): {len(problems)}, which tell little, see the ± of an accuracy",
+                stacklevel=1,
             )
     return train, tests
 

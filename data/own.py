@@ -45,8 +45,8 @@ def load(path: str | Path, split: str) -> list[Problem]:
     chosen = [p for p in problems if split in ("all", split_of(first.setdefault(p.key, p.question)))]
     if not chosen:
         raise ValueError(
-            f"{path}: {len(problems)} problems, none in the {split} split (a checksum puts one in ten into test); "
-            "expected more of them"
+            f"{path}: none of its problems ({len(problems)}) is in the {split} split, since a checksum puts one in ten "
+            "into test; expected more of them"
         )
     return chosen
 

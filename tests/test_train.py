@@ -783,7 +783,7 @@ def test_a_test_split_of_a_few_problems_is_warned_of(tmp_path):
     """40 problems of one's own leave 4 to test with: 2 of 4 and 0 of 4 are hardly different."""
     rows = ({"question": f"What is {i} + 1?", "answer": i + 1} for i in range(40))
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.warns(UserWarning, match="test: [1-9] problems, which tell little"):
+    with pytest.warns(UserWarning, match=r"\(test\): [1-9], which tell little"):
         data.load_splits(dataset=str(tmp_path / "own.jsonl"))
 
 
