@@ -66,7 +66,7 @@ def to_problem(record: dict, unread: set[str]) -> Problem:
         if name not in READ and value and isinstance(value, str | list | dict):
             unread.add(field)
     for name, other in (QUESTION, ANSWER):
-        if {name, other} <= given.keys() and given[name] != given[other]:
+        if {name, other} <= given.keys() and str(given[name]) != str(given[other]):
             unread.add(other)
     question, solution = given.get("question", given.get("problem")), given.get("solution")
     if not isinstance(question, str):

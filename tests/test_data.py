@@ -322,6 +322,7 @@ def test_a_broken_record_of_ones_own_is_named_with_what_was_expected(tmp_path, r
         ({"context": "Tom has 2.", "question": "How many?", "answer": 2}, "Tom has 2.\nHow many?", "2"),
         ({"passage": "Tom has 2.", "problem": "How many?", "answer": 2}, "Tom has 2.\nHow many?", "2"),
         ({"context": None, "question": "Find x.", "final_answer": ["$2$"], "solution": ["So 2."]}, "Find x.", "$2$"),
+        ({"question": "Two?", "final_answer": 2, "answer": "2"}, "Two?", "2"),
         ({"problem": "Find x.", "solution": "So $x = \\boxed{2}$.", "level": 3}, "Find x.", "2"),
         ({"Body": "Tom has 2.", "question": "How many?", "Answer": 2}, "Tom has 2.\nHow many?", "2"),
         ({"CONTEXT": "Tom has 2.", "Problem": "How many?", "Final Answer": 2}, "Tom has 2.\nHow many?", "2"),
@@ -458,7 +459,8 @@ def test_a_question_that_comes_twice_is_on_one_side_of_the_split(tmp_path, spell
 def test_a_problem_that_is_tested_with_is_not_trained_on(tmp_path, spelling):
     """However it is spaced and capitalised; nor one that stands again among the last hundred, which are valid."""
     path, other = tmp_path / "own.jsonl", tmp_path / "test.jsonl"
-    path.write_text(lines(*({"question": question, "answer": 1} for question in ("How many pens?", "How many hats?"))))
+    solved = {"answer": 1, "solution": "One."}  # the other file has none: it is the question that counts
+    path.write_text(lines(*({"question": question} | solved for question in ("How many pens?", "How many hats?"))))
     other.write_text(lines({"question": spelling, "answer": 1}))
     with pytest.warns(UserWarning, match="that are tested with, and so not trained on: 1$"):
         train, _ = data.load_splits(str(path), test_file=str(other))

@@ -18,11 +18,15 @@ import torch
 from conftest import small_model
 from safetensors.torch import load_file
 
+import rollout as rollout_module
+import train
 from docs import tiny
 from model import Decoder
 from rollout import Rollout, generate, joined
 from support import distributed
 from support.distributed import all_reduce, gathered, local_shard, reduce_scatter, shard
+from support.optimizer import Optimizer
+from support.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {
@@ -333,6 +337,61 @@ def test_on_one_process_every_function_is_the_identity():
     assert distributed.all_gather(items) == [items] and distributed.from_rank_0(lambda: items) is items
     assert distributed.anyone(True) is True and distributed.anyone(False) is False
     assert distributed.balanced(2048, 10) == 2048
+
+
+@pytest.fixture
+def second(monkeypatch):
+    """This process as the second of two, which hears what a test says the first has sent."""
+    monkeypatch.setattr(distributed, "MESH", [None])
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    return monkeypatch
+
+
+def test_what_the_first_process_makes_is_taken_and_not_made_again(second):
+    """A grader with a time limit may say yes to one and no to another."""
+    second.setattr(distributed.dist, "broadcast_object_list", lambda items, src: items.__setitem__(0, ("of", src)))
+    assert distributed.from_rank_0(lambda: pytest.fail("made by the second")) == ("of", 0)
+
+
+def test_a_gradient_is_the_sum_of_all_processes_and_not_their_mean(second):
+    """Z is the whole batch's, on each of them."""
+    asked = []
+
+    class Recorded:
+        def redistribute(self, mesh, placements):
+            asked.append(placements)
+
+    second.setattr(distributed.DTensor, "from_local", lambda x, mesh, placed, **_: asked.append(placed) or Recorded())
+    distributed.reduce_scatter(torch.ones(2))
+    assert asked == [[distributed.Partial("sum")], [distributed.Shard(0)]]
+
+
+def test_an_update_adds_up_what_the_processes_have(monkeypatch):
+    """Its loss, its ratios and its entropy; each process has them of its own micro-batches, and 0 elsewhere."""
+    model = small_model(torch.float32)
+    rollout = generate(model, [[1, 2], [3]], 2, 6, [0], skip=(False, True, True, False), seed=0)
+    advantages = torch.tensor([1.0, -1.0, 0.5, -0.5])
+
+    def update():
+        return train.update(model, Optimizer(model), rollout, advantages, Settings(), lr=0.0)
+
+    figures, log_rho = update()
+    monkeypatch.setattr(train, "all_reduce", lambda x: x * 2)
+    doubled, twice = update()
+    assert torch.equal(twice, 2 * log_rho)
+    for name in ("loss", "entropy", "k1", "max_abs_log_ratio"):
+        assert doubled[name] == pytest.approx(2 * figures[name], rel=1e-5), name
+
+
+@pytest.mark.parametrize("full_prefill", [False, True])
+def test_each_process_samples_as_one_would(monkeypatch, full_prefill):
+    """With the mask, the temperature, and the reader of the prompts that were asked for."""
+    model, how = small_model(), {"skip": (False, True, True, False), "full_prefill": full_prefill, "temperature": 0.7}
+    alone = generate(model, [[1, 2], [3]], 2, 6, [0], seed=3, **how)
+    monkeypatch.setattr(rollout_module, "single_process", lambda: False)
+    again = generate(model, [[1, 2], [3]], 2, 6, [0], seed=3, **how)
+    assert all(torch.equal(getattr(again, name), x) for name, x in vars(alone).items() if name != "prompts")
 
 
 def test_work_is_dealt_dearest_first_to_who_has_the_least(monkeypatch):

@@ -51,6 +51,14 @@ def test_a_table_by_hand():
     assert look.head(3, c) == "3  right  reward 1  advantage +1.50  Πρ 1  accepted 0.50"
 
 
+def test_a_table_has_the_weights_of_the_run_s_own_bound():
+    """ρ = ½, 2, 1 with a cap of 1.5: outside of [2/3, 1.5] mask leaves no weight, and truncate 1.5 of what is above."""
+    c = completion([0.5, 2.0, 1.0], ["x", "y", "z"], wanted=[("x", 0.8), ("y", 0.5), ("z", 0.25)])
+    for bound, expected in (("mask", ["0.00", "0.00", "1.00"]), ("truncate", ["0.50", "1.50", "1.00"])):
+        rows = look.table(c, Settings(gradient="is", cap=1.5, bound=bound))
+        assert [dict(zip(WEIGHTS, row[5:-1], strict=True))["is"] for row in rows] == expected
+
+
 def test_colours_begin_where_the_scale_says():
     """Orange below 0, blue above; nothing near it."""
     levels = [look.level(x) for x in (-9.0, -2.0, -1.0, -0.5, -0.1, -0.09, 0.0, 0.09, 0.1, 0.5, 1.0, 2.0, 9.0)]
@@ -102,17 +110,25 @@ def test_letters_of_several_tokens_come_with_their_last():
     assert look.pieces(Bytes(), [*"aé∎".encode(), 98, 0]) == ["a", "", "é", "", "", "∎", "b", "∎"]
 
 
-def test_a_new_group_is_what_generate_samples_and_the_full_model_thinks(checkpoint):
+@pytest.mark.parametrize("tau", [1.0, 0.7])
+def test_a_new_group_is_what_generate_samples_and_the_full_model_thinks(checkpoint, tau):
     """η is recorded, π is the full model's; with nothing skipped they are one. Random weights: no layer is measured."""
-    flags = {"model": str(checkpoint), "max_new_tokens": 12, "samples": 3, "device": "cpu", "seed": 5}
+    flags = {
+        "model": str(checkpoint),
+        "max_new_tokens": 12,
+        "samples": 3,
+        "device": "cpu",
+        "seed": 5,
+        "temperature": tau,
+    }
     s = Settings(**flags, skip_ratio=0.5, valid_layers="1-2", bypass="identity").decided()
     shown = look.sampled(s, "test", 4, 1)
     assert shown.skipped == [1, 2] and shown.question == arith.load("test")[4].question
     model, tokenizer = load_model(str(checkpoint), "float32", "cpu")
     prompt = tokenizer.encode_prompt(shown.question)
     skip = [False, True, True, False]
-    rollout = generate(model, [prompt], 3, 12, tokenizer.eos_ids, skip=skip, seed=5, full_prefill=True)
-    log_pi, _ = completion_logprobs(model, [prompt] * 3, rollout.tokens, rollout.mask)
+    rollout = generate(model, [prompt], 3, 12, tokenizer.eos_ids, tau, skip=skip, seed=5, full_prefill=True)
+    log_pi, _ = completion_logprobs(model, [prompt] * 3, rollout.tokens, rollout.mask, tau)
     for row, c in enumerate(shown.completions):
         mask = rollout.mask[row]
         assert torch.equal(c.log_eta, rollout.logprobs[row][mask]) and len(c.tokens) == mask.sum()

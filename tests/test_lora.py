@@ -15,6 +15,7 @@ import train
 from losses import group_advantages
 from model import Config, Decoder
 from rollout import completion_logprobs, completion_logprobs_naive, generate, generate_naive
+from run import set_up
 from support import lora
 from support.fast import packed
 from support.optimizer import Optimizer
@@ -154,6 +155,36 @@ def test_gradient_checkpointing_and_micro_batches_change_no_gradient():
 def test_packed_for_sampling_it_is_the_same_model():
     model = learned(decoder(dtype=torch.bfloat16))
     torch.testing.assert_close(packed(model, 3)(TOKENS), model(TOKENS), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("scale", [0.5, 3.0])
+def test_the_scale_of_an_adapter_goes_with_it(tmp_path, scale):
+    """α of PEFT's configuration: an adapter of another scale than ours is the larger or smaller change that it was."""
+    model = decoder()
+    lora.add(model, 3, scale)
+    for layer in lora.adapted(model):
+        torch.nn.init.normal_(layer.lora_B.weight, std=0.2)
+    lora.save(model, tmp_path, "base")
+    lora.load(other := decoder(), tmp_path)
+    assert torch.equal(other(TOKENS), model(TOKENS)) and lora.read(tmp_path).scale == scale
+
+
+def test_a_merged_matrix_is_rounded_once():
+    """In bfloat16: W + s B A is summed exactly. A product that was rounded before would be another matrix."""
+    model = learned(decoder(dtype=torch.bfloat16))
+    layer = lora.adapted(model)[0]
+    W, A, B = (x.detach().double() for x in (layer.base_layer.weight, layer.lora_A.weight, layer.lora_B.weight))
+    off = (layer.merged().weight.double() - (W + layer.scale * B @ A)).abs()
+    spacing = 2.0 ** (torch.frexp(layer.merged().weight.float())[1].double() - 8)
+    assert (off <= spacing / 2 * 1.001).all()
+
+
+def test_no_two_adapters_begin_alike(checkpoint, tmp_path):
+    """A is drawn for each layer, and anew for another seed."""
+    given = {"model": str(checkpoint), "device": "cpu", "lora_rank": 2}
+    runs = [set_up(given | {"seed": seed, "out": str(tmp_path / str(seed))}) for seed in (0, 1)]
+    drawn = [layer.lora_A.weight for run in runs for layer in lora.adapted(run.model)]
+    assert not any(torch.equal(a, b) for i, a in enumerate(drawn) for b in drawn[:i] if a.shape == b.shape)
 
 
 # ---- what a run leaves

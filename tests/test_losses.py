@@ -67,6 +67,13 @@ def test_weights_of_ratios_2_half_4_by_hand(kwargs, expected):
     torch.testing.assert_close(weights, torch.tensor([expected], dtype=torch.float64))
 
 
+def test_a_mean_over_a_completion_is_over_its_own_tokens():
+    """E10 with ρ = 4 and one token of padding: the mean of one logarithm, whatever the width of the batch."""
+    log_rho, mask = torch.tensor([[4.0, 1.0], [4.0, 1.0]]).log(), torch.tensor([[True, False], [True, True]])
+    weights = gradient_weights("is-geometric", log_rho, mask, cap=None)
+    torch.testing.assert_close(weights * mask, torch.tensor([[4.0, 0.0], [2.0, 2.0]]))
+
+
 @pytest.mark.parametrize("kwargs", ALL_WEIGHTS)
 def test_all_weights_are_1_where_nothing_is_skipped(kwargs):
     """With ρ = 1, λ = 1 and caps of 1 or more every gradient is the on-policy one (invariant 1)."""

@@ -97,6 +97,24 @@ def test_sampling_is_the_cache_and_the_packed_matrices():
     assert parts_of(model, dtype="bfloat16")["sampling"] == linear + stored + probabilities
 
 
+@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_saving_is_adamw_twice_and_the_merged_matrices(dtype, rank):
+    """dcp copies AdamW's part and serialises the copy; of adapters the whole model is made once more. And the peak has
+    it, beside the larger of sampling and update."""
+    model = decoder(dtype)
+    if rank:
+        lora.add(model, rank)
+    parts = parts_of(model, dtype=dtype, lora_rank=rank)
+    merged = sum(layer.base_layer.weight.nbytes for layer in lora.adapted(model))
+    if rank:  # to norms and adapters, which are counted and not made again
+        small = sum(p.nbytes for name, p in model.named_parameters() if "lora_" in name or name.endswith("norm.weight"))
+        merged = pytest.approx(merged, abs=small)
+    assert parts["saving"] - 2 * parts["AdamW"] == merged
+    assert memory.peak(parts) == parts["weights"] + parts["AdamW"] + parts["update"] + parts["saving"]
+    assert memory.peak(parts | {"sampling": 1e12}) == parts["weights"] + parts["AdamW"] + 1e12 + parts["saving"]
+
+
 def test_a_run_that_cannot_fit_is_refused_before_its_weights_are_read(checkpoint, tmp_path, monkeypatch, capsys):
     """With what it needs, what there is, and what to change."""
     monkeypatch.setattr(memory, "free", lambda device: 1e4)

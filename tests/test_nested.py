@@ -1,13 +1,18 @@
 """Nested models: the bypass that is fitted, the layers that may go, and what is kept of both."""
 
+import shutil
+
 import pytest
 import torch
 from conftest import small_model
 
 import nested
+from data import Problem
 from model import positions_and_bias, rotary_tables
 from nested import LayerOrder, Measurement, fingerprint, order_layers, overlap, read, save
 from skip import RIDGE, Bypass, fit_bypass
+from support.pretrained import load_model
+from support.settings import Settings
 
 L = 4  # layers of small_model
 EXACT = {"rtol": 0, "atol": 1e-12}  # float64 rounding of logits that are of the order of 1
@@ -150,6 +155,27 @@ def test_the_stamp_knows_every_weight_its_dtype_and_what_else_counts(model):
             stamps.append(fingerprint(moved, [[1, 2]], 0.7))
     assert len(set(stamps)) == len(stamps)
     assert fingerprint(small_model(), [[1, 2]], 0.7) == stamps[0]
+
+
+@pytest.mark.parametrize(
+    "flag, value",
+    [("prefill", "nested"), ("bypass", "mean"), ("temperature", 0.9), ("max_new_tokens", 3), ("skip_ratio", 0.25)]
+    + [("valid_layers", "1-3")],
+)
+def test_a_kept_measurement_is_of_the_settings_that_it_was_made_with(checkpoint, tmp_path, monkeypatch, flag, value):
+    """Kept under one value and asked for under another, it is made again; under another seed it is not."""
+    monkeypatch.setattr(
+        nested.NestedModels, "fit_and_order", lambda self, prompts: (made.append(prompts), (None, None))[1]
+    )
+    folder, made = shutil.copytree(checkpoint, tmp_path / "model"), []
+    shutil.rmtree(folder / "nested", ignore_errors=True)
+    model, tokenizer = load_model(folder, "float32", "cpu")
+    problems = [Problem(f"What is {i}?", "7", "") for i in range(9)]
+    first = {"model": str(folder), "skip_ratio": 0.5, "max_new_tokens": 6}
+    for more, times in (({}, 1), ({"seed": 1}, 1), ({flag: value}, 2), ({flag: value}, 2), ({}, 3)):
+        nested.NestedModels(model, tokenizer, problems, Settings(**first | more)).measure(1)
+        assert len(made) == times, more
+    assert made[0] == made[1] == made[2]
 
 
 @pytest.mark.parametrize("layers", [None, LayerOrder([0.5, 0.25], [1, 0], [0.75, 0.125])])

@@ -307,6 +307,17 @@ def test_the_last_checkpoints_are_kept_and_each_can_be_gone_back_to(checkpoint, 
     assert_same(out, whole_run)
 
 
+def test_older_checkpoints_are_ordered_by_their_steps(tmp_path):
+    """Ten comes after nine, and the warm-up before all: the oldest goes first."""
+    for phase, step in (("reinforce", 9), ("reinforce", 10), ("warmup", 100), ("reinforce", 2)):
+        training = tmp_path / f"checkpoint-{'warmup-' * (phase == 'warmup')}{step}" / "training"
+        training.mkdir(parents=True)
+        (training / "state.json").write_text(json.dumps({"phase": phase, "step": step}))
+    assert [path.name for path in saving.older_checkpoints(tmp_path)] == [
+        *("checkpoint-10", "checkpoint-9", "checkpoint-2", "checkpoint-warmup-100")
+    ]
+
+
 def test_a_checkpoint_is_a_folder_that_others_load(whole_run):
     """What a resume needs lies in a folder of its own: servers read every *.safetensors beside config.json."""
     assert [path.name for path in (whole_run / "checkpoint").glob("*.safetensors")] == ["model.safetensors"]

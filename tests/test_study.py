@@ -59,6 +59,12 @@ def test_an_interval_is_over_problems_and_over_seeds():
     assert low == -1.0 and high == 1.0, "four problems"
 
 
+def test_an_interval_holds_95_percent():
+    """The mean of 400 problems of ±1 has an error of 1/20: 1.96 of them to each side."""
+    low, high = comparison.interval(np.tile([1.0, -1.0], (1, 200)), 4000)
+    assert (low, high) == (pytest.approx(-0.098, abs=0.006), pytest.approx(0.098, abs=0.006))
+
+
 def test_a_run_is_evaluated_by_its_own_settings(tmp_path, monkeypatch):
     """However its flags were spelt; a prompt or a grader of its own are not forgotten."""
     s = Settings(

@@ -167,6 +167,9 @@ def test_every_epoch_draws_every_problem_once_in_a_new_order():
     assert sorted(epochs[0]) == sorted(epochs[1]) == problems
     assert epochs[0] != epochs[1]
     assert draw_problems(problems, 2, 3, seed=0) == epochs[0][4:6]
+    assert [p for step in range(1, 6) for p in draw_problems(problems, 2, step, seed=1)] not in epochs, (
+        "nor another seed's"
+    )
 
 
 def metrics(out: Path, phase: str = "reinforce") -> list[dict]:
@@ -565,6 +568,28 @@ def test_between_updates_the_run_is_no_boundary(loop, paid, monkeypatch):
     with pytest.raises(torch.OutOfMemoryError):
         train.reinforce(run)
     assert not run.at_boundary and run.step == 0
+
+
+def test_of_several_updates_the_last_one_s_ratios_are_kept(loop, paid, monkeypatch):
+    """samples.jsonl says with log π how probable the model finds a completion that the line of metrics is of."""
+    found, update = [], train.update
+    monkeypatch.setattr(train, "update", lambda *given: found.append(update(*given)) or found[-1])
+    kept, run = spy(monkeypatch, train, "groups"), loop(updates=2, steps=1, lr=0.01, eval_every=1)
+    train.reinforce(run)
+    (_, first), (_, last) = found
+    assert torch.equal(kept[0]["log_rho"], last) and not torch.equal(first, last)
+
+
+def test_weights_without_a_gradient_stay_as_they_are():
+    """AdamW's default would let them decay, those of skipped embeddings among them."""
+    model = small_model(torch.float32)
+    before = [p.clone() for p in model.parameters()]
+    optimizer = Optimizer(model)
+    model.lm_head.weight.grad = torch.ones_like(model.lm_head.weight)
+    optimizer.collect_gradients()
+    optimizer.step(lr=0.1, max_grad_norm=1.0)
+    moved = [not torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True)]
+    assert sum(moved) == 1
 
 
 @pytest.mark.parametrize("skip_ratio", [0.0, 0.25])
@@ -1070,9 +1095,10 @@ def test_nested_models_are_measured_on_the_model_s_own_completions_of_train_prom
     fitted on the last of them, the other is of the first."""
     monkeypatch.setattr(nested, "PROBE", 4)
     monkeypatch.setattr(nested, "FIT", 6)
-    calls, run = spy(monkeypatch, nested, "generate"), measuring(prefill="nested")
+    calls, run = spy(monkeypatch, nested, "generate"), measuring(prefill="nested", temperature=0.7)
     run.nested.measure(1)
     [call] = calls
+    assert call["temperature"] == 0.7 and call["seed"] == 2**31, "no step of any seed draws from these streams"
     known = [run.tokenizer.encode_prompt(problem.question) for problem in run.train]
     assert sorted(call["prompts"]) == sorted(known) and call["skip"] is None and call["max_new_tokens"] == 6
     rollout = generate(**call)
@@ -1083,7 +1109,7 @@ def test_nested_models_are_measured_on_the_model_s_own_completions_of_train_prom
         kept = []
         for prompt, whole in zip(call["prompts"][:4], sequences[:4], strict=True):
             p, q = (
-                run.model(torch.tensor([whole]), skip=skip, bypass=bypass)[0, len(prompt) - 1 : -1].softmax(-1)
+                (run.model(torch.tensor([whole]), skip=skip, bypass=bypass)[0, len(prompt) - 1 : -1] / 0.7).softmax(-1)
                 for skip in (None, tuple(i == layer for i in range(4)))
             )
             kept += torch.minimum(p, q).sum(-1).tolist()
