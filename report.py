@@ -26,6 +26,8 @@ from support.provenance import read as made_with
 from support.settings import Settings, parse_strictly, read_settings, words
 
 OFF_POLICY = ("acceptance", "acceptance_p5", "sequence_acceptance", "ess")  # all between 0 and 1
+SAID_BY = {"model": ("model", "tokens"), "adapter": ("model",), "prompt_template": ("tokens",), "device": ("device",)}
+SAID_BY |= dict.fromkeys(("dataset", "data_dir", "test_file", "eval_split"), ("problems",))
 PROBLEMS = ("dataset", "test_file", "eval_problems")  # settings that choose what is evaluated
 
 
@@ -186,15 +188,23 @@ def arms_of(folders: list[Path]) -> tuple[list[Arm], list[str]]:
     differ = [name for name in usual if any(given.get(name) != known[0].get(name) for given in known)]
     for n, arm in enumerate(arms.values(), start=1):
         label = words({name: arm.given.get(name, usual[name]) for name in differ}) if arm.given is not None else ""
-        twin = next((other for other in arms.values() if other.given == arm.given and arm.given is not None), arm)
-        if twin is not arm:
-            known = arm.made_with and twin.made_with
-            other = ", ".join(differences(twin.made_with[-1], arm.made_with[-1])) if known else "code, perhaps"
-            label += f" with other {other}"
+        if other := unlike(next(iter(arms.values())), arm):
+            label += f" with other {', '.join(other)}"
         arm.label = f"{n:<3}{label.strip() or ', '.join(folder.name for folder in arm.folders)}"
         lines = set.intersection(*({(row["phase"], row["step"]) for row in rows} for rows in arm.runs))
         arm.runs = [[row for row in rows if (row["phase"], row["step"]) in lines] for rows in arm.runs]
     return list(arms.values()), notes
+
+
+def unlike(first: Arm, other: Arm) -> list[str]:
+    """What two arms were not made with alike, besides what their settings say."""
+    if other is first or first.given is None or other.given is None:
+        return []
+    if not (first.made_with and other.made_with):
+        return ["code, perhaps"] if first.given == other.given else []
+    differ = differences(first.made_with[-1], other.made_with[-1])
+    said = {key for name, keys in SAID_BY.items() if first.given.get(name) != other.given.get(name) for key in keys}
+    return [name for name in differ if name not in said] or (["code before"] if first.given == other.given else [])
 
 
 def cell(known: list[float], show: Callable[[float], str]) -> str:

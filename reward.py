@@ -59,20 +59,33 @@ def is_correct(completion: str, answer: str) -> bool:
     if None in (given, expected) or not same_unit(unit, its_unit):
         return False
     if isinstance(given, Fraction) and isinstance(expected, Fraction) and LONG_DECIMAL.search(answer):
-        return given == expected or rounds(given, expected)
+        return given == expected or rounds(plain(text), given, plain(answer), expected)
+    if isinstance(given, Fraction) and isinstance(expected, tuple):  # 1,10,100 is a list where the other side has one
+        given, _ = canonical(text.replace(",", ", "))
+    elif isinstance(expected, Fraction) and isinstance(given, tuple):
+        expected, _ = canonical(answer.replace(",", ", "))
     if expected in tuple("ABCDE") and re.fullmatch(r"\( ?[a-e] ?\)", plain(text)):
         given = given.upper()
     return given == expected or unnamed(given) == expected or given == unnamed(expected)
 
 
-def rounds(given: Fraction, expected: Fraction) -> bool:
-    """Whether a number is what a long decimal was computed as, its double, or its rounding to two decimals or more that
-    leave two significant digits: 1/6 and 0.17 for 0.16666666666666666."""
-    if abs(given - expected) > Fraction(1, 200) or abs(expected) > 10**15:
-        return False
-    places = next((n for n in range(2, 20) if (given * 10**n).denominator == 1), None)
-    rounded = places and abs(given) * 10**places >= 10 and abs(given - expected) * 10**places <= Fraction(1, 2)
-    return bool(rounded) or float(given) == float(expected)
+def rounds(text: str, given: Fraction, answer: str, expected: Fraction) -> bool:
+    """Whether a number is what a long decimal was computed as, or its rounding: 1/6 and 0.17 for 0.16666666666666666.
+
+    What it was computed as agrees with all its digits, but for the last of a double. A rounding is written as one, with
+    two decimals or more that leave two significant digits: 3 is none of 2.996.
+    """
+    error = abs(given - expected)
+    if error <= max(half_a_unit(answer), abs(expected) / 10**12):
+        return True
+    half = half_a_unit(text)
+    return error <= half <= Fraction(1, 200) and abs(given) >= 20 * half
+
+
+def half_a_unit(number: str) -> Fraction:
+    """Half of the last decimal of a number as it is written; 0 where it has none."""
+    written = re.search(r"\.([0-9]+)(?:[eE]([-+]?[0-9]{1,3}))?(?![0-9])", number)
+    return Fraction(10) ** (int(written[2] or 0) - len(written[1])) / 2 if written else Fraction(0)
 
 
 def extract_answer(completion: str) -> str | None:

@@ -7,13 +7,13 @@ checkpoint holds the weights, AdamW's moments, what nested models are made from,
 
 import math
 import os
+import sys
 import textwrap
 import time
 import traceback
 import warnings
 import zlib
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -37,7 +37,7 @@ from support.memory import check as check_memory
 from support.optimizer import Optimizer
 from support.pretrained import check_context, load_model, load_outline, pick_device
 from support.settings import Settings, command_to_resume, parse, settings_of, write_settings
-from support.signals import raise_together, terminable, uninterrupted
+from support.signals import hear_no_more, raise_together, terminable, uninterrupted
 from support.tokenizer import Tokenizer
 
 SAVE_SECONDS = 600  # between checkpoints, at most
@@ -68,6 +68,7 @@ class Run:
         self.nested = nested.NestedModels(self.model, self.tokenizer, self.train, s)  # SKIP
         self.phase = "warmup" if s.warmup_epochs else "reinforce"
         self.step = 0  # the last completed one of this phase
+        self.restored = False  # from a checkpoint
         self.saved: dict | None = None  # the newest checkpoint's state
         self.saved_at = time.monotonic()  # and when it was written, or the run began
         self.lock: FileLock | None = None  # on its folder
@@ -175,9 +176,13 @@ class Run:
     # ---- checkpoints
 
     def record_origin(self, learn: Callable) -> None:
-        """Writes made_with.json. Warns if a run goes on with other code, or on another machine, than it had."""
-        now = provenance.made_with(self.model, self.state()["problems"], learn, bool(self.settings.adapter))
-        differ = from_rank_0(lambda: provenance.record(self.log.folder, now, f"{self.phase} step {self.step}"))
+        """Writes made_with.json. Warns if a run goes on with other code, or on another machine, than it had.
+
+        ValueError if its config.json has been edited.
+        """
+        s, after = self.settings, f"{self.phase} step {self.step}"
+        now = provenance.made_with(self.model, self.tokenizer, s, self.state()["problems"], learn)
+        differ = from_rank_0(lambda: provenance.record(self.log.folder, now, after, self.restored))
         if differ:
             said = f"{self.log.folder}: the run continues with other {', '.join(differ)} than it had"
             warnings.warn(said, stacklevel=1)
@@ -217,7 +222,7 @@ class Run:
         """Takes up what `save` wrote besides the model. Raises ValueError before anything is changed on disk."""
         s, now = self.settings, self.state()
         state = checkpoint.load(folder, self.optimizer, now)
-        self.phase, self.step = state["phase"], state["step"]
+        self.restored, self.phase, self.step = True, state["phase"], state["step"]
         self.tokenizer.now = datetime.fromisoformat(state["date"])
         self.nested.measured = nested.read(folder / "training" / "nested.safetensors", self.model)  # SKIP
         if state["problems"] != now["problems"]:
@@ -316,11 +321,14 @@ def launch(learn: Callable[[Run], None], description: str, arguments: list[str] 
         finally:
             if run.lock:
                 run.lock.release()
-        with suppress(BrokenPipeError):
-            saved = run.saved and f"{'warm-up ' * (run.saved['phase'] == 'warmup')}step {run.saved['step']}"
-            print(f"checkpoint: {run.log.folder / 'checkpoint'} (after {saved})" if saved else "checkpoint: none")
-            if status and can_go_on:
-                print(f"continue with: {command_to_resume(run.log.folder)}", flush=True)
+        hear_no_more()
+        saved = run.saved and f"{'warm-up ' * (run.saved['phase'] == 'warmup')}step {run.saved['step']}"
+        said = f"checkpoint: {run.log.folder / 'checkpoint'} (after {saved})" if saved else "checkpoint: none"
+        said += f"\ncontinue with: {command_to_resume(run.log.folder)}" if status and can_go_on else ""
+        try:
+            print(said, flush=True)
+        except BrokenPipeError:
+            print(said, file=sys.stderr)
     if status == 0:
         distributed.leave()
     return 1 if status == 2 else status  # 2 is for what the user gave, which set_up has checked

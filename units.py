@@ -4,7 +4,7 @@
     same_unit("metre", "m")    ->  True                 same_unit("min", "m")   ->  False
 
 A unit is any word or words that leave the number as it is: apples are one. Those of UNITS have one name for all their
-spellings; a letter that stands for several is only what the reference says.
+spellings; a letter that stands for several is only what the reference says. Of others "apples left" are "apples".
 """
 
 import re
@@ -12,9 +12,11 @@ import re
 TABLE = """mm millimeter millimetre; cm centimeter centimetre; metre meter m; km kilometer kilometre; in inch inches;
 ft foot feet; yd yard; mi mile; mg milligram; g gram gramme gm; kg kilogram kilogramme; lb; oz ounce;
 ml milliliter millilitre; l liter litre; gal gallon; qt quart; tsp teaspoon; tbsp tablespoon; s second sec; min minute;
-h hour hr; day; wk week; mo month; yr year; mi/h mph; km/h kmh kph; metre/s mps; fl fluid; cent; dollar usd; euro eur;
-percent pct; celsius c; fahrenheit f; / per a an"""
+h hour hr; day; wk week; mo month; yr year; mi/h mph; km/h kmh kph kmph; metre/s mps; fl fluid; cent; dollar usd;
+euro eur; percent pct; celsius c; fahrenheit f; child children; man men; woman women; person people; leaf leaves;
+loaf loaves; / per a an"""
 UNITS = {spelling: row.split()[0] for row in TABLE.split(";") for spelling in row.split()}
+NAMES = set(UNITS.values()) - {"in"}  # which is a word as well
 SEVERAL = {"m": ("metre", "min", "mi"), "pound": ("lb", "sterling")}  # what a name may stand for
 
 # These words change the number, or leave it open:
@@ -32,7 +34,7 @@ NUMERIC = re.compile(
     r"(?:.*(?:=|\\in))?(?:\\(?:frac|sqrt|pi|cdot|times|pm|and|or)(?![a-z])|[0-9]e|[-+*/^{}()[\]0-9., ])+"
 )
 SHORT = r"(?i:mm|cm|km|kgs?|mg|ml|lbs?|oz|ft|mph|kmh|kph|hrs?|min)\b"  # glued to the number or not
-WORDS = r"[A-Za-z]+\.?(?:(?:\ |\ ?/\ ?)[A-Za-z]{2,}\.?|-[A-Za-z]{3,}|\ an?\b|/[A-Za-z])*(?:\ ?\^\ ?\{?[23]\}?)?"
+WORDS = r"[A-Za-z]+\.?(?:(?:\ |\ ?/\ ?)[A-Za-z]{2,}\.?|-[A-Za-z]{3,}|\ a\b|\ ?/\ ?[A-Za-z]\b)*(?:\ ?\^\ ?\{?[23]\}?)?"
 UNIT = re.compile(
     rf"""(?:(?<=[0-9}})])|(?<=\\pi)) (?:(?={SHORT})|\ |\ ?/\ ?|\ (\())  # 5cm, 5 cm, 5/hour, 5 (apples)
     (?=(?i:{SHORT}|(?:in|mi|yds?|sq|cu|fl|qts?|tbsp|tsp|wks?|mo|yrs?)\b|(?=[a-z]*[aeiou])[a-z]{{3}})
@@ -41,7 +43,7 @@ UNIT = re.compile(
     re.VERBOSE,
 )
 LETTER = re.compile(r"(?<=[0-9])(?=[CFghJlLNsVWm]$)")  # 5m, which may be algebra
-PLURAL = re.compile(r"(?<=[a-z])(?:(?<=[a-z]{2})ies|(?<=[^aeiou])y|es|e|(?<!s)s)\b")
+PLURAL = re.compile(r"(?<=[a-z])(?:(?<=[a-z]{2})(?:ies|ie)|(?<=[^aeiou])y|es|e|(?<![su])s)\b")
 POWERS = {"sq": "2", "square": "2", "cu": "3", "cubic": "3"}
 
 
@@ -62,7 +64,8 @@ def unit_name(text: str) -> str:
         return words[0]
     singular = [word.removesuffix("s") if len(word) > 2 else word for word in words]
     pairs = zip(words, singular, strict=True)
-    return "".join(UNITS.get(word) or UNITS.get(one) or PLURAL.sub("", word) for word, one in pairs)
+    names = (UNITS.get(word) or UNITS.get(one) or PLURAL.sub("", word) for word, one in pairs)
+    return re.sub("(?<=/) | (?=[0-9/])", "", " ".join(names))
 
 
 def same_unit(given: str | None, expected: str | None) -> bool:
@@ -71,4 +74,17 @@ def same_unit(given: str | None, expected: str | None) -> bool:
         return True
     short, long = sorted((given, expected), key=len)
     meant = SEVERAL.get(expected, ())[: 1 if len(expected) == 1 else None]
-    return bool({given, *SEVERAL.get(given, ())} & {expected, *meant}) or (short[0] == "/" and long.endswith(short))
+    same = {given, *SEVERAL.get(given, ())} & {expected, *meant} or (short[0] == "/" and long.endswith(short))
+    return bool(same) or says_more(long.split(), short.split())
+
+
+def says_more(long: list[str], short: list[str]) -> bool:
+    """Whether a unit is another one with a word more: "apples left", "red apples", "pounds of flour"."""
+    n = len(short)
+    if long[:n] == short:
+        more = long[n:]
+    elif long[-n:] == short and short[-1] not in NAMES:  # a light year is no year
+        more = long[:-n]
+    else:
+        return False
+    return not any(word in NAMES or word in SEVERAL or re.search("[0-9/]", word) for word in more)

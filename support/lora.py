@@ -31,6 +31,7 @@ READ = ("peft_type", "r", "lora_alpha", "use_rslora", "init_lora_weights", "targ
 HARMLESS = {  # keys of adapter_config.json that change no logit; the tensors say which layers have adapters
     *("task_type", "revision", "inference_mode", "peft_version", "auto_mapping", "lora_dropout", "eva_config"),
     *("layers_to_transform", "layers_pattern", "exclude_modules", "megatron_core", "qalora_group_size"),
+    *("runtime_config", "ensure_weight_tying", "loftq_config"),  # the last is of a start that is refused
 }
 
 
@@ -141,7 +142,7 @@ def read(folder: Path, dtype: torch.dtype = torch.float32, device: torch.device 
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         rank, alpha, targets = (config[key] for key in ("r", "lora_alpha", "target_modules"))
-        if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float) or alpha <= 0:
+        if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
             raise ValueError(f"r is {rank!r}, lora_alpha is {alpha!r}; expected a positive whole number, and a number")
         for key, known in {"peft_type": ("LORA",), "bias": ("none",), "init_lora_weights": STARTS}.items():
             if config.get(key, known[0]) not in known:
@@ -165,8 +166,9 @@ def check(folder: Path, model: str, rank: int) -> int:
         raise ValueError(f"--adapter {folder} is merged into --model {model} already; expected its base there")
     if rank not in (0, found.rank):
         raise ValueError(f"--lora-rank is {rank}, but {folder} has rank {found.rank}; leave the flag out")
-    base = Path(found.base or model)
-    if base.resolve() != Path(model).resolve() and (base.exists() or base.name != Path(model).name):
+    base, moved = Path(found.base or model), "checkpoint"  # a run's folder: its name says nothing
+    same_name = base.name == Path(model).name != moved and (base.is_absolute() or Path(model).is_absolute())
+    if base.resolve() != Path(model).resolve() and (base.exists() or not same_name):
         warnings.warn(f"--adapter {folder} was trained on {base}, and --model is {model}", stacklevel=1)
     return found.rank
 

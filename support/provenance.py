@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,11 +18,16 @@ import torch
 from model import Decoder
 from support.distributed import world_size
 from support.pretrained import digest
+from support.settings import Settings
+from support.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURED_BY = "cache model nested rollout skip support/fast".split()  # what decides how nested models are measured
-FILES = [*MEASURED_BY, *"answers evaluate losses reward train units".split()]
-FILES += [f"support/{name}" for name in "batches graders lora optimizer tokenizer".split()]
+FILES = [*MEASURED_BY, *"answers evaluate losses reward run train units".split()]
+FILES += [
+    f"support/{name}" for name in "batches distributed graders lora optimizer pretrained settings tokenizer".split()
+]
+DECIDES = ("code", "model", "tokens", "problems")
 
 
 def code(names: list[str] = FILES, learn: Callable | None = None) -> dict[str, str]:
@@ -44,14 +50,22 @@ def commit() -> str | None:
         return None
 
 
-def made_with(model: Decoder, problems: int, learn: Callable | None = None, with_adapters: bool = False) -> dict:
-    """What a run that begins now is made with.  with_adapters: they have learned before, and count as weights."""
-    weights = (p.flatten()[:1000] for name, p in model.named_parameters() if with_adapters or ".lora_" not in name)
+def made_with(model: Decoder, tokenizer: Tokenizer, s: Settings, problems: int, learn: Callable | None = None) -> dict:
+    """What a run that begins now is made with: DECIDES, and the rest.  problems: their checksum.  learn: as in `code`.
+
+    Of each tensor a thousand numbers are looked at, and none of new adapters, which the seed decides.
+    """
+    learned = (p.flatten() for name, p in model.named_parameters() if s.adapter or ".lora_" not in name)
+    weights = (p[:: max(1, len(p) // 1000)] for p in learned)
+    prompt = [] if tokenizer.tells_date else tokenizer.encode_prompt("Two and two?")
+    tokens = prompt, tokenizer.encode_completion("2 + 2 = 4 #### 4"), tokenizer.eos_ids
     return {
         "code": code(learn=learn),
         "commit": commit(),
-        "model": digest(weights, model.config)[:12],
+        "model": digest(weights, replace(model.config, extra={}))[:12],
+        "tokens": digest((), tokens)[:12],
         "problems": problems,
+        "settings": {name: value for name, value in s.given().items() if name not in ("out", "steps")},
         "torch": torch.__version__,
         "device": model.device.type,
         "processes": world_size(),
@@ -67,14 +81,22 @@ def read(folder: Path) -> list[dict]:
         return []
 
 
-def record(folder: Path, now: dict, after: str) -> list[str]:
-    """Writes what the run in a folder is made with, if it has changed.  after: the step that it continues after.
+def record(folder: Path, now: dict, after: str, restored: bool) -> list[str]:
+    """Writes what the run in a folder is made with, if it has changed, and returns what has.
 
-    Returns what differs from before. A checkpoint has other weights than the run began with, which is no difference.
+    after: the step that it continues after.  restored: from a checkpoint, whose weights are not those that it began
+    with.  Raises ValueError if the settings have changed, which are in config.json, to be read.
     """
     known = read(folder)
-    now |= {"model": known[-1]["model"]} if known else {}
-    differ = differences(known[-1], now) if known else []
+    before = known[-1] if known else now
+    if before.get("settings") != now["settings"]:
+        raise ValueError(
+            f"{folder / 'config.json'} was edited: the run has the settings {before.get('settings')}, and now "
+            f"{now['settings']}; put them back, or begin another run (--steps may be raised)"
+        )
+    if restored:
+        now["model"] = before["model"]
+    differ = differences(before, now)
     if differ or not known:
         text = json.dumps([*known, now | {"after": after}], indent=1) + "\n"
         (folder / "made_with.json").write_text(text, encoding="utf-8")
@@ -83,10 +105,16 @@ def record(folder: Path, now: dict, after: str) -> list[str]:
 
 def differences(one: dict, other: dict) -> list[str]:
     """What two runs were not made with alike: files of the code, and other keys."""
-    one, other = ({**each, **each["code"], "code": None, "commit": None, "after": None} for each in (one, other))
+    apart = dict.fromkeys(("code", "commit", "settings", "after"))
+    one, other = ({**each, **each["code"], **apart} for each in (one, other))
     return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
 
 
-def deciding(entries: list[dict]) -> list[dict]:
-    """What of it decides a result."""
-    return [{key: entry.get(key) for key in ("code", "model", "problems")} for entry in entries]
+def deciding(entries: list[dict]) -> list:
+    """What of it decides a result, and from which step on."""
+    found = []
+    for entry in entries:
+        now = [entry.get(key) for key in DECIDES]
+        if not found or found[-1][1] != now:
+            found.append((found and entry.get("after"), now))
+    return found

@@ -60,6 +60,11 @@ def terminable():
         RAISED.clear()
 
 
+def hear_no_more() -> None:
+    """To the end of `terminable` signals are dropped: what ends the run has begun already."""
+    RAISED.append(0)
+
+
 @contextmanager
 def uninterrupted(unless: Callable[[], bool] = lambda: False):
     """Signals wait for the end of this block, unless `unless()` is true when one arrives: then it raises at once."""

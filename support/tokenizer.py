@@ -75,6 +75,7 @@ class Tokenizer:
         self.chat_template = self._chat_template(settings) if template is None else None
         self.eos_ids = self._ways_to_end()
         self.eos_id = self.eos_ids[0]
+        self._warn_of_unknown_tokens(settings)
 
     def _read(self, name: str) -> dict:
         path = self.folder / name
@@ -88,7 +89,7 @@ class Tokenizer:
 
     def _special_tokens(self, settings: dict) -> dict[str, str]:
         tokens = {}
-        for key in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        for key in (f"{name}_token" for name in "bos eos unk pad sep cls mask".split()):
             token = settings.get(key)
             if isinstance(token, dict):
                 token = token.get("content")
@@ -97,6 +98,21 @@ class Tokenizer:
             if token:
                 tokens[key] = token
         return tokens
+
+    def _warn_of_unknown_tokens(self, settings: dict) -> None:
+        """A tokenizer.json that is older than the files beside it splits their tokens into letters."""
+        named = {token: None for key, token in self.special_tokens.items() if key in ("bos_token", "eos_token")}
+        added = settings.get("added_tokens_decoder")
+        for number, token in added.items() if isinstance(added, dict) else ():
+            named[token.get("content") if isinstance(token, dict) else token] = int(number)
+        for token, number in named.items():
+            found = self.tokenizer.token_to_id(str(token))
+            if found is None or number not in (None, found):
+                said = "does not know" if found is None else f"has as {found} and not as {number}"
+                warnings.warn(f"{self.folder}: tokenizer.json {said} {token!r} of tokenizer_config.json", stacklevel=1)
+        ends = [i for i in self.eos_ids if i >= self.vocab_size]
+        if ends:
+            warnings.warn(f"{self.folder}: no token has the number of the end token {ends[0]}", stacklevel=1)
 
     def _chat_template(self, settings: dict):
         source, place = settings.get("chat_template"), self.folder / "tokenizer_config.json"

@@ -36,10 +36,13 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 drawn = functools.cache(lambda split, size, load=arith.load: load(split))
 
 
-@pytest.fixture(autouse=True, scope="session")
-def drawn_once():
-    """arith's problems are the same every time: a test that starts a run need not draw thousands of them again."""
+@pytest.fixture(autouse=True, scope="module")
+def few_problems(request):
+    """A run encodes all problems and draws a few: a tenth of arith's will do. test_arith.py has them all."""
     with pytest.MonkeyPatch.context() as patch:
+        if request.module.__name__ != "test_arith":
+            for split, size in (("train", 400), ("test", 200), ("wordings", 100)):
+                patch.setitem(arith.SIZES, split, size)
         patch.setattr(arith, "load", lambda split: list(drawn(split, arith.SIZES.get(split))))
         yield
 

@@ -205,7 +205,7 @@ def test_the_command_samples_anew(checkpoint, capsys):
         ("{run} --completion 3", "--completion is 3; expected 0 to 2"),
         ("{run} --skip-ratio 0.2", "--skip-ratio is of a new sample"),
         ("{run}/nowhere", "no run in"),
-        ("--problem 100000", "--problem is 100000; expected 0 to 499"),
+        ("--problem 100000", "--problem is 100000; expected 0 to 199"),
         ("--problem -1", "--problem is -1"),
         ("--split nowhere", "split 'nowhere'"),
         ("{run} --split train", "--split is of a new sample"),

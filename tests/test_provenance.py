@@ -1,7 +1,9 @@
 """What a run was made with is written down, and a change of it is said."""
 
 import json
+import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ import train
 from docs import tiny
 from model import Decoder
 from support import lora, provenance
+from support.pretrained import load_model
+from support.settings import Settings
 
 FLAGS = "--device cpu --steps 1 --prompts 2 --samples 2 --max-new-tokens 2 --eval-problems 1 --skip-ratio 0".split()
 
@@ -36,10 +40,9 @@ def test_every_file_of_the_code_that_decides_a_result_is_known():
     files = provenance.code()
     root = provenance.ROOT
     here = {str(p.relative_to(root)) for place in (".", "data", "support") for p in (root / place).glob("*.py")}
-    tells = {f"{name}.py" for name in "bench look report run".split()} | {
+    tells = {f"{name}.py" for name in "bench look report".split()} | {
         f"support/{name}.py"
-        for name in "__init__ checkpoint distributed log memory page pictures pretrained provenance settings".split()
-        + ["signals"]
+        for name in "__init__ checkpoint interrupt log memory page pictures provenance signals".split()
     }
     assert here - files.keys() == tells and files.keys() <= here
 
@@ -97,18 +100,70 @@ def test_a_run_says_what_it_was_made_with_and_a_resume_what_changed(checkout, ch
         assert [entry["after"] for entry in entries(out)] == ["reinforce step 0", "reinforce step 2"][: int(steps) - 1]
 
 
-def test_weights_and_problems_are_known_by_what_they_are(tmp_path):
+def made(folder, adapter: str = "", change=None) -> dict:
+    """What a run of the model in a folder would be made with."""
+    model, tokenizer = load_model(folder, "float32", "cpu")
+    if change:
+        change(model)
+    return provenance.made_with(model, tokenizer, Settings(adapter=adapter).decided(), 1)
+
+
+def test_weights_are_known_by_what_they_are(tmp_path):
     """A path says nothing: the folder may have been trained on. Its seed says nothing of a model with new adapters."""
-    models = [tiny.build(tmp_path / str(seed), vocab_size=300, seed=seed, **SMALLEST) for seed in (0, 1)]
-    one, other = (Decoder.from_pretrained(folder) for folder in models)
-    digests = {provenance.made_with(model, 1)["model"] for model in (one, other)}
-    assert len(digests) == 2
-    for seed in (0, 1):
-        lora.add(new := Decoder.from_pretrained(models[0]), 2, seed=seed)
-        torch.nn.init.normal_(lora.adapted(new)[0].lora_B.weight)
-        digests.add(provenance.made_with(new, 1)["model"])
-        digests.add(provenance.made_with(new, 1, with_adapters=True)["model"])
-    assert len(digests) == 4, "adapters that are continued from count as weights"
+
+    def adapters(seed: int):
+        def change(model):
+            lora.add(model, 2, seed=seed)
+            torch.nn.init.normal_(lora.adapted(model)[0].lora_B.weight)
+
+        return change
+
+    one, other = (tiny.build(tmp_path / str(seed), vocab_size=300, seed=seed, **SMALLEST) for seed in (0, 1))
+    digests = [made(folder)["model"] for folder in (one, other)]
+    assert len(set(digests)) == 2
+    assert [made(one, change=adapters(seed))["model"] for seed in (0, 1)] == digests[:1] * 2
+    assert len({made(one, "mine", adapters(seed))["model"] for seed in (0, 1)} | set(digests)) == 4
+    config = json.loads((one / "config.json").read_text())
+    (one / "config.json").write_text(json.dumps(config | {"use_cache": True, "transformers_version": "9"}))
+    assert made(one)["model"] == digests[0], "keys that the decoder does not read"
+
+
+@pytest.mark.parametrize(
+    "name, change", [("chat_template.jinja", "Answer in French."), ("generation_config.json", '{"eos_token_id": 5}')]
+)
+def test_a_prompt_and_the_end_tokens_are_known_by_what_they_are(tmp_path, name, change):
+    """A template that was edited between two seeds makes other prompts of the same problems."""
+    folder = tiny.build(tmp_path / "model", vocab_size=300, **SMALLEST)
+    before = made(folder)
+    (folder / name).write_text(change)
+    after = made(folder)
+    assert provenance.differences(before, after) == ["tokens"]
+
+
+def test_an_edited_config_of_a_run_is_refused_on_resume(checkpoint, tmp_path, capsys):
+    """Flags are; half of the run would be of other settings, and be reported as if all were."""
+    out = tmp_path / "out"
+    assert train.main([*FLAGS, "--model", str(checkpoint), "--out", str(out)]) == 0
+    settings = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(settings | {"lr": 0.5}))
+    capsys.readouterr()
+    assert train.main(["--out", str(out), "--resume", "--steps", "2"]) == 2
+    assert f"{out / 'config.json'} was edited" in capsys.readouterr().err
+    (out / "config.json").write_text(json.dumps(settings))
+    assert train.main(["--out", str(out), "--resume", "--steps", "2"]) == 0
+
+
+def test_a_run_that_has_saved_nothing_goes_on_with_the_model_that_is_there_and_says_so(checkpoint, tmp_path, recwarn):
+    """It was killed in its first evaluation, and --model names a folder that another run writes to."""
+    out, folder = tmp_path / "out", Path(shutil.copytree(checkpoint, tmp_path / "model"))
+    assert train.main([*FLAGS, "--steps", "0", "--model", str(folder), "--out", str(out)]) == 0
+    for path in (*out.glob("checkpoint*"), out / "metrics.jsonl", out / "samples.jsonl"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    model = Decoder.from_pretrained(folder)
+    model.lm_head.weight.data *= 2
+    model.save_pretrained(folder)
+    assert train.main(["--out", str(out), "--resume", "--steps", "1"]) == 0
+    assert any(f"{out}: the run continues with other model than" in str(w.message) for w in recwarn.list)
 
 
 def test_a_measurement_of_other_code_is_made_again(checkout, checkpoint):

@@ -182,8 +182,10 @@ ENDS = {  # what is done between a signal and the last line of a run
 }
 
 
-@pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize("first, second", [("SIGTERM", "SIGTERM"), ("SIGINT", "SIGINT"), ("SIGUSR1", "SIGTERM")])
+PAIRS = [("SIGTERM", "SIGTERM"), ("SIGINT", "SIGINT"), ("SIGUSR1", "SIGTERM")]
+
+
+@pytest.mark.parametrize("end, first, second", [(end, *pair) for end, pair in zip(ENDS, PAIRS * 2, strict=True)])
 def test_a_second_signal_does_not_cut_the_end_of_a_run_short(
     checkpoint, tmp_path, monkeypatch, capsys, end, first, second
 ):

@@ -181,6 +181,15 @@ UNITS = [  # texts with one number and one unit: each equals the number alone, a
     ("3", "3 years", "3 yrs", "3 yr"),
     ("2", "2 tbsp", "2 tablespoons"),
     ("2", "2 fl. oz.", "2 fluid ounces"),
+    ("60", r"60 \mathrm{~km} / \mathrm{h}", "60 km/h"),
+    ("12", "12 apples", "12 apples left"),
+    ("12", "12 apples", "12 apple in all"),
+    ("12", "12 apples", "12 red apples"),
+    ("36", "36 square meters", "36 square meters of carpet", "36 m^2"),
+    ("3", "3 cookies", "3 cookie"),
+    ("3", "3 buses", "3 bus"),
+    ("3", "3 children", "3 child"),
+    ("3", "3 calories", "3 calorie"),
     ("5", "$5/hour", "5 dollars per hour", "5 dollars an hour"),
 ]
 LETTERS = [  # a letter that touches the number is a unit where the other side has one: alone it may be algebra
@@ -227,6 +236,9 @@ TWO_UNITS = [  # other amounts, though the numbers are the same
     ("5 ft", "5 sq ft"),
     ("5 m/s", "5 m"),
     ("3 yd", "3 yr"),
+    ("5 light years", "5 years"),
+    ("5 apples per day", "5 apples"),
+    ("5 ft lb", "5 ft"),
 ]
 
 WRONG = [  # completion, reference, why
@@ -593,6 +605,8 @@ HOSTILE = {
     "line ends": "\r\n" * MEGABYTE + "#",
     "letters then a digit": "a" * MEGABYTE + "5",
     "a digit then letters": "5" + "a" * MEGABYTE + "5",
+    **{f"a unit of{word}s": "5 abc" + word * 300 + "!" for word in (" an", " a", " a b", "/a", " / a", "-abc", " per")},
+    **{f"numbers of{part!r}": "1" + part * 240 + "x" for part in (" 234", ",23", ",234", "'234", "= 1,234")},
     "commas": "1" + ",000" * (MEGABYTE // 4) + "x",
     "words": "iii " * (MEGABYTE // 4) + "!",
     "subscripts": "x" + "_x" * 490 + "=5",
@@ -664,6 +678,12 @@ COMPUTED = {  # a reference with all digits of a double: what equals it, what do
         ["0.2", "0.16", "0.166", "1/7", ".1"],
     ),
     "33.333333333333336": (["33.33", "100/3", "33 1/3", "33.333 dollars"], ["33.3", "33", "33.34", "-33.33"]),
+    "0.9975212478233336": (["0.998", "1.00", "0.99752"], ["1", "100%", "1.0", "0.99"]),
+    "0.5026455026455027": (["0.50", "0.503"], ["1/2", ".5", "0.5", "50%"]),
+    "16.666666666666664": (["50/3", r"16\frac23", "16.67", "16.666666666666668"], ["17", "16.66"]),
+    "0.33333333": (["1/3", "0.33"], ["0.3", "1/4", "0.34"]),
+    "3.14159265358979": (["3.14", "3.1416"], ["3.1400", "22/7", "3.1"]),
+    "6.62607015e-34": (["6.626e-34", r"6.63 \times 10^{-34}"], ["6.7e-34", "6.626e-35", "0"]),
     "0.30000000000000004": (["0.3", "0.30", "3/10"], ["0.31", "0.2999", "1/3"]),
     "2.9999999999999996": (["3", "3.00"], ["2.99", "3.01"]),
     "0.0034482758620689655": (["0.0034", "1/290", "0.00345"], ["0.00", "0", "0.003", "0.0035"]),
@@ -686,6 +706,14 @@ def test_a_reference_that_a_program_computed_can_be_reached(answer):
         assert not is_correct(f"#### {text}", answer), text
 
 
+@pytest.mark.parametrize("written", ["1,10,100", "10,100", "1,234,567"])
+def test_groups_of_digits_are_a_list_where_the_other_side_has_one(written):
+    """LaTeX writes lists without spaces; the number that they would be is still one."""
+    spaced, joined = written.replace(",", ", "), written.replace(",", "")
+    assert is_correct(f"#### {written}", spaced) and is_correct(f"#### {spaced}", written)
+    assert is_correct(f"#### {written}", joined) and not is_correct(f"#### {spaced}", joined)
+
+
 @pytest.mark.parametrize(
     "text, number",
     [
@@ -701,6 +729,8 @@ def test_a_reference_that_a_program_computed_can_be_reached(answer):
         ("1\u200b234", "1234"),
         ("\ufeff42", "42"),
         ("$1 234", "1234"),
+        ("x = 1,234", "1234"),
+        ("x=$1,234,567", "1234567"),
         ("-1 234 km", "-1234"),
     ],
 )

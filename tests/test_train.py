@@ -797,7 +797,7 @@ def test_a_file_to_test_with_takes_the_place_of_a_split(tmp_path, capsys):
     assert [p.question for p in learned] == [f"What is {i} + 1?" for i in range(190)]
     assert [p.answer for p in tests["test"]] == [str(i + 1) for i in range(190, 390)] and tests.keys() == {"test"}
     learned, tests = data.load_splits(dataset="arith", test_file=files["test_file"])
-    assert (len(learned), tests.keys()) == (4000, {"test"})
+    assert (len(learned), tests.keys()) == (400, {"test"})
     with pytest.raises(ValueError, match="none is left to train on"):
         data.load_splits(**files | {"test_file": files["dataset"]})
     with pytest.raises(ValueError, match="expected one of the two"):
@@ -1048,7 +1048,7 @@ def test_weights_that_are_all_0_take_no_step(run, easy_reward, monkeypatch, flag
         return norm
 
     monkeypatch.setattr(Optimizer, "step", watched)
-    status, out = run("--prompts", "4", *flags.split())
+    status, out = run("--prompts", "8", *flags.split())
     assert status == 0 and steps == [True, False, True][: len(steps)] and len(steps) > 1
     rows = [row for row in metrics(out) if row["phase"] == "reinforce"]
     assert [row["stepped"] for row in rows] == stepped
