@@ -22,7 +22,10 @@ from reward import LONG_DECIMAL, is_correct
 
 SENTENCE = 5  # words of an answer from which on it reads as a sentence
 COMMON = 0.02  # share of the problems with one answer, no number, from which on a warning is due
-CHOICE = re.compile("[A-E]|yes|no|true|false", re.IGNORECASE)  # but not for these
+CHOICE = re.compile("[a-j]|yes|no|true|false")  # but not for these
+NO_ANSWER = re.compile(
+    r"[^\w\\]*|n/?a|none|null|nan|unknown|error|omitted|tbd|qed|proof|not ?found|see\b.*|\\(?:black)?square"
+)
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,9 @@ def read_problems(
     for why, places in doubtful.items():
         some = ", ".join(places[:3]) + ", …" * (len(places) > 3)
         warnings.warn(f"{path}: answers that {why}: {len(places):,}, {some}", stacklevel=1)
-    for text, n in Counter(problem.answer for problem in problems).most_common(9):
-        no_number = not isinstance(canonical(text)[0], Fraction) and not CHOICE.fullmatch(plain(text).strip("() "))
-        if no_number and n >= max(3, COMMON * len(problems)):
+    texts = Counter(plain(p.answer).lower() for p in problems if not isinstance(canonical(p.answer)[0], Fraction))
+    for text, n in texts.items():
+        if n >= max(5, COMMON * len(problems)) and not CHOICE.fullmatch(text.strip("() ")):
             warnings.warn(
                 f"{path}: {n:,} of {len(problems):,} problems have the answer {text[:80]!r}, which a model learns to "
                 "give to all; take them out if it is a mark and no answer",
@@ -121,8 +124,12 @@ def doubt(answer: str) -> str:
     bare = re.match(r"\S*[0-9](?= \(?[A-Za-z]{2}| ?[A-Za-z] [0-9])", text)
     if len(re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", text)) >= SENTENCE:
         return "read as sentences, which a completion has to repeat word for word"
+    if NO_ANSWER.fullmatch(text.lower()):
+        return "look like marks"
     if bare and not is_correct(f"#### {bare[0]}", answer):
         return "say more than a number and its unit"
+    if re.search("[0-9]", text) and isinstance(canonical(answer)[0], str) and not re.search(r"[A-Za-z\\^_:!+*]", text):
+        return "hold a number and are compared as text"
     if LONG_DECIMAL.search(text) and isinstance(canonical(answer)[0], Fraction):
         return "have so many decimals that the fraction, or a rounding to two or more, counts as well"
     return ""

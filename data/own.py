@@ -11,6 +11,7 @@ split: it stays the same when the file grows, and a question that comes twice is
 """
 
 import os
+import re
 import warnings
 from pathlib import Path
 
@@ -20,9 +21,9 @@ from data.problem import Problem
 from reward import extract_answer
 
 CONTEXT = ("body", "context", "passage")
-QUESTION, ANSWER = ("question", "problem"), ("answer", "final_answer")
-CHOICES = ("choices", "options", "a", "option_a")
-READ = {*CONTEXT, *QUESTION, *ANSWER, "solution"}
+CHOICES = {"choices", "options", "answer_choices", "a", "choice_a", "option_a", "optiona", "option1", "opa"}
+READ = {*CONTEXT, "question", "problem", "answer", "final_answer", "solution"}
+PHRASE = re.compile("answer is", re.IGNORECASE)  # "… and the answer is correct": a box or #### comes first
 TABLES = {".csv": "read_csv", ".tsv": "read_table", ".parquet": "read_parquet", ".xlsx": "read_excel"}  # of pandas
 
 
@@ -40,7 +41,7 @@ def load(path: str | Path, split: str) -> list[Problem]:
     unread = set()
     problems = read_problems(path, {}, lambda record: to_problem(record, unread))
     if unread:
-        warnings.warn(f"{path}: fields that are not read: {', '.join(sorted(unread)[:9])}", stacklevel=1)
+        warnings.warn(f"{path}: fields that are not read: {', '.join(sorted(unread)[:30])}", stacklevel=1)
     first = {}  # the spelling of each question that came first says where all go
     chosen = [p for p in problems if split in ("all", split_of(first.setdefault(p.key, p.question)))]
     if not chosen:
@@ -59,13 +60,13 @@ def to_problem(record: dict, unread: set[str]) -> Problem:
     for field, value in record.items():
         name = "_".join(field.lower().replace("-", " ").split())  # Body; Final Answer, final-answer
         value = value[0] if isinstance(value, list) and len(value) == 1 else value
-        if name in CHOICES and value:
+        if name in CHOICES and value not in (None, "", [], {}):
             raise ValueError(f"the field {field!r} is not read; write the choices into the question")
         if name in READ and value is not None and given.setdefault(name, value) != value:
             raise ValueError(f"two fields are called {name!r}, and differ")
         if name not in READ and value and isinstance(value, str | list | dict):
             unread.add(field)
-    for name, other in (QUESTION, ANSWER):
+    for name, other in (("question", "problem"), ("answer", "final_answer")):
         if {name, other} <= given.keys() and str(given[name]) != str(given[other]):
             unread.add(other)
     question, solution = given.get("question", given.get("problem")), given.get("solution")
@@ -76,7 +77,8 @@ def to_problem(record: dict, unread: set[str]) -> Problem:
         raise ValueError(f"expected a text before the question, got {repr(before)[:80]}")
     if not isinstance(solution, str | None):
         raise ValueError(f"expected a text 'solution', got {repr(solution)[:80]}")
-    answer = given.get("answer", given.get("final_answer", extract_answer(solution or "")))
+    marked = extract_answer(PHRASE.sub("answer", solution or "")) or extract_answer(solution or "")  # its box, if any
+    answer = given.get("answer", given.get("final_answer", marked))
     if answer is None:
         raise ValueError(f"expected an 'answer', got the fields {', '.join(record)}")
     if not isinstance(answer, str | int | float) or isinstance(answer, bool):

@@ -1,7 +1,12 @@
 """The record that every data set yields."""
 
-import unicodedata
+import re
 from dataclasses import dataclass
+
+from answers import SIGNS
+
+TYPESETTING = re.compile(r"\\(?:left|right)\b|(?<=\\)[dt](?=frac)")
+KEY = re.compile(r"[0-9]+(?:[.,][0-9]+)*|[^\W0-9_]+|[-+*/=<>^]")
 
 
 @dataclass(frozen=True)
@@ -12,5 +17,6 @@ class Problem:
 
     @property
     def key(self) -> str:
-        """The question, the same however it is spaced and capitalised: two problems with one key are the same."""
-        return " ".join(unicodedata.normalize("NFKC", self.question).casefold().split())
+        """The question's words, numbers and signs of operations: two problems with one key are the same, however they
+        are spaced, capitalised, punctuated and typeset."""
+        return " ".join(KEY.findall(TYPESETTING.sub("", self.question.translate(SIGNS)).casefold()))

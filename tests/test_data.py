@@ -423,15 +423,61 @@ def test_answers_that_are_sentences_or_computed_are_counted_and_named(tmp_path, 
 
 
 def test_one_answer_that_many_problems_have_is_named(tmp_path, recwarn):
-    """A mark such as "proof" pays a model that says it to every problem. Numbers and choices of a few may be common."""
+    """A mark pays a model that says it to every problem, however it is spelt. Numbers and choices may be common."""
     path = tmp_path / "own.jsonl"
-    for answer, warned in (("proof", 1), ("notfound", 1), (7, 0), ("B", 0), ("Yes", 0), (r"\text{(C)}", 0)):
-        golds = [answer] * 4 + list(range(20, 116))
+    marks = ["unsolved", "Unsolved", "unsolved.", r"\text{unsolved}", "Unsolved."]
+    for answers, warned in ((marks, 1), ([7] * 9, 0), (["B"] * 5, 0), (["Yes"] * 5, 0), ([r"\text{(C)}"] * 5, 0)):
+        golds = [*answers, *range(20, 116), *[3] * 20, *"ABCD" * 20]
         path.write_text(lines(*({"question": f"{i}?", "answer": gold} for i, gold in enumerate(golds))))
         data.load(str(path), "all")
         said = [str(warning.message) for warning in recwarn.list]
-        assert len(said) == warned and all(f"4 of 100 problems have the answer '{answer}'" in each for each in said)
+        assert len(said) == warned and all("5 of 201 problems have the answer 'unsolved'" in each for each in said)
         recwarn.clear()
+
+
+@pytest.mark.parametrize(
+    "answer", ["proof", "notfound", "N/A", "None", "nan", "?", "—", "See the solution", r"\square"]
+)
+def test_answers_that_look_like_marks_are_named(tmp_path, answer):
+    """Data sets mark with them what has no answer, and a completion that says so would be paid."""
+    (tmp_path / "own.jsonl").write_text(lines({"question": "Prove it.", "answer": answer}))
+    with pytest.warns(UserWarning, match="answers that look like marks: 1, "):
+        data.load(str(tmp_path / "own.jsonl"), "all")
+
+
+@pytest.mark.parametrize("answer", ["500/-", "25 元", "3-1/2", "0.333...", "1⁄2"])
+def test_a_number_that_is_compared_as_text_is_named(tmp_path, answer):
+    """Only the same characters would be right."""
+    (tmp_path / "own.jsonl").write_text(lines({"question": "How many?", "answer": answer}))
+    with pytest.warns(UserWarning, match="answers that hold a number and are compared as text: 1, "):
+        data.load(str(tmp_path / "own.jsonl"), "all")
+
+
+def test_an_answer_out_of_a_solution_is_its_box_and_not_a_phrase(tmp_path):
+    """In three solutions of MATH "the answer is correct" comes after the box."""
+    records = [
+        {"problem": "One?", "solution": r"So $x = \boxed{-5}$. We check that the answer is correct."},
+        {"problem": "Two?", "solution": "It is 7.\n#### 7\nThe answer is positive."},
+        {"problem": "Three?", "solution": "So the answer is 8."},
+    ]
+    (tmp_path / "own.jsonl").write_text(lines(*records))
+    assert [problem.answer for problem in data.load(str(tmp_path / "own.jsonl"), "all")] == ["-5", "7", "8"]
+
+
+def test_two_problems_are_the_same_by_their_words_numbers_and_signs():
+    """Copies of MATH in other sets differ in spaces, dollars and quotes; a number or a sign makes another problem."""
+
+    def key(question: str) -> str:
+        return data.Problem(question, "", "").key
+
+    for question in (
+        r"What's \( (x^2+\frac{1}{2}) \) if x=1,000 ?",
+        r"WHAT'S  $(x^2 + \frac{1}{2})$, if $x = 1,000$",
+        "What’s $\u200b(x² + \\tfrac{1}{2})$ if x = 1,000?",
+    ):
+        assert key(question) == key(r"What’s $\left(x^{2} + \dfrac{1}{2}\right)$, if x = 1,000?"), question
+    apart = ["312", "31 2", "3 12", "3, 1, 2", "3.12", "3 + 12", "3 - 12", "-312", "x^12", "x 12"]
+    assert len({key(f"What is {text}?") for text in apart}) == len(apart)
 
 
 TWICE = [
