@@ -302,6 +302,26 @@ def test_a_missing_or_broken_file_is_named(checkpoint, name, content):
     assert str(folder / name) in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"eos_token": "<|im_end|>"}, "does not know '<|im_end|>'"),
+        ({"added_tokens_decoder": {"7": {"content": "<|new|>"}}}, "does not know '<|new|>'"),
+        ({"added_tokens_decoder": {"7": {"content": tiny.END}}}, f"has as 0 and not as 7 '{tiny.END}'"),
+        ({"added_tokens_decoder": {"0": {"content": tiny.END}}}, None),
+    ],
+)
+def test_a_token_that_tokenizer_json_does_not_know_is_named(checkpoint, recwarn, settings, said):
+    """It is older than the files beside it: the token would be split into letters, or never end a completion."""
+    Tokenizer(checkpoint({"tokenizer_config.json": {"eos_token": tiny.END} | settings}))
+    assert [said in str(warning.message) for warning in recwarn.list] == ([True] if said else [])
+
+
+def test_an_end_token_beyond_the_vocabulary_is_named(checkpoint):
+    with pytest.warns(UserWarning, match="no token has the number of the end token 999999"):
+        Tokenizer(checkpoint({"generation_config.json": {"eos_token_id": 999999}}))
+
+
 def test_a_tokenizer_in_another_format_is_refused_with_the_line_that_makes_this_one(checkpoint):
     """tokenizer.model alone is common for older models."""
     folder = checkpoint({"tokenizer.json": None, "tokenizer.model": "sentencepiece"})
