@@ -12,6 +12,7 @@ import torch
 import report
 import train
 from data import arith
+from data.files import cache_folder
 from docs import tiny
 from model import Config, Decoder
 from rollout import Rollout
@@ -30,7 +31,7 @@ SMALLEST = {  # sizes for docs.tiny.build, where a checkpoint is needed and what
     "num_key_value_heads": 2,
     "head_dim": 4,
 }
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+FOLDERS = (Path(__file__).resolve().parents[2] / "shared" / "data", cache_folder())  # of published files
 
 
 drawn = functools.cache(lambda split, size, load=arith.load: load(split))
@@ -56,12 +57,12 @@ def no_picture(request):
         yield
 
 
-@pytest.fixture(scope="session")
-def data_dir() -> Path:
-    """The published files of the data sets."""
-    if not DATA.is_dir():
-        pytest.skip(f"needs the data sets' published files in {DATA}")
-    return DATA
+def folder_of(*names: str) -> Path:
+    """The folder with one of these published files: beside the repository, or where train.py keeps its downloads."""
+    for folder in FOLDERS:
+        if any((folder / name).is_file() for name in names):
+            return folder
+    pytest.skip(f"needs {names[0]} in {' or '.join(map(str, FOLDERS))}; evaluate.py --dataset … downloads it")
 
 
 @pytest.fixture(scope="session")

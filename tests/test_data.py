@@ -1,6 +1,6 @@
 """Specification of the data sets: what is made of a published record, which files are refused, what a download leaves.
 
-The files are small and made here, in the published formats; the published ones are read where `data_dir` has them.
+The files are small and made here, in the published formats; the published ones are read where `folder_of` finds them.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from conftest import folder_of
 
 import data
 from data import svamp
@@ -27,7 +28,8 @@ FILES = {
     ("math12k", "train"): "math12k_train.jsonl",
     ("math12k", "test"): "math500.jsonl",
 }
-COUNTS = dict(zip(FILES, (700, 300, 7473, 1319, 4500, 500), strict=True))  # of the published files in `data_dir`
+COUNTS = dict(zip(FILES, (700, 300, 7473, 1319, 12000, 500), strict=True))
+PART = "math12k_part.jsonl"
 
 SVAMP = {"Body": "Pens cost 76 dollars.", "Question": "And now?", "Equation": "( 76.0 - 25.0 )", "Answer": 51.0}
 GSM8K = {
@@ -117,19 +119,21 @@ def test_a_part_of_math12k_serves_only_where_the_whole_is_absent(tmp_path, capsy
 
 
 @pytest.mark.parametrize("name, split", FILES)
-def test_the_published_files_hold_what_the_literature_counts(data_dir, name, split, capsys):
+def test_the_published_files_hold_what_the_literature_counts(name, split, capsys):
     """A record dropped or read twice would make every accuracy incomparable with published ones."""
-    assert len(data.load(name, split, data_dir)) == COUNTS[name, split]
-    partial = (name, split) == ("math12k", "train")
+    folder = folder_of(FILES[name, split], *[PART] * ((name, split) == ("math12k", "train")))
+    partial = not (folder / FILES[name, split]).is_file()
+    assert len(data.load(name, split, folder)) == (4500 if partial else COUNTS[name, split])
     assert ("the published file has" in capsys.readouterr().err) == partial  # a whole file needs no remark
 
 
 @pytest.mark.parametrize(
     "name, split", [f if f[1] == "test" else pytest.param(*f, marks=pytest.mark.slow) for f in FILES]
 )
-def test_every_rationale_earns_the_reward_of_its_own_answer(data_dir, name, split):
+def test_every_rationale_earns_the_reward_of_its_own_answer(name, split):
     """A warm-up teaches the rationales; one that the reward refuses would be unlearned by what follows."""
-    assert [p for p in data.load(name, split, data_dir) if not is_correct(p.rationale, p.answer)] == []
+    folder = folder_of(FILES[name, split], PART)
+    assert [p for p in data.load(name, split, folder) if not is_correct(p.rationale, p.answer)] == []
 
 
 # Which files are refused

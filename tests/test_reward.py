@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from conftest import folder_of
 
 from answers import MAX_CHARACTERS, MAX_EXPONENT, canonical
 from data.problem import Problem
@@ -14,8 +15,7 @@ from docs.grading import fuzz
 from reward import extract_answer, is_correct
 from support.graders import MathVerify, by_rules, make_grader
 
-SHARED = Path(__file__).parents[2] / "shared"
-GSM8K, CASES = SHARED / "data" / "gsm8k_test.jsonl", SHARED / "cases"
+CASES = Path(__file__).parents[2] / "shared" / "cases"
 
 RIGHT = [  # completion, reference
     ("#### 42", "42"),
@@ -959,10 +959,10 @@ def test_no_two_strings_raise():
         assert is_correct("#### " + completion, completion) in (True, False)
 
 
-@pytest.mark.skipif(not GSM8K.exists(), reason=f"needs GSM8K's test file at {GSM8K}")
 def test_every_reference_solution_of_gsm8k_is_correct():
     """The data set's own solutions are right for their own number, and wrong for the next."""
-    solutions = [json.loads(line)["answer"] for line in GSM8K.read_text(encoding="utf-8").splitlines()]
+    path = folder_of("gsm8k_test.jsonl") / "gsm8k_test.jsonl"
+    solutions = [json.loads(line)["answer"] for line in path.read_text(encoding="utf-8").splitlines()]
     for solution in solutions:
         number = solution.rpartition("#### ")[2]
         assert is_correct(solution, number)
