@@ -70,7 +70,7 @@ def load_splits(
     """The problems to train on, and those to test with by split: test and, of arith, wordings; or valid.
 
     test_file: tested with instead.  eval_split: test, or valid.  No problem that is tested with is trained on, however
-        it is spaced and capitalised.
+        it is spaced, capitalised and typeset.
     warmup_epochs: if there are any, every problem to train on needs a rationale.
     Raises what `load` raises, and ValueError for flags that exclude each other.
     """

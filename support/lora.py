@@ -166,9 +166,10 @@ def check(folder: Path, model: str, rank: int) -> int:
         raise ValueError(f"--adapter {folder} is merged into --model {model} already; expected its base there")
     if rank not in (0, found.rank):
         raise ValueError(f"--lora-rank is {rank}, but {folder} has rank {found.rank}; leave the flag out")
-    base, moved = Path(found.base or model), "checkpoint"  # a run's folder: its name says nothing
-    same_name = base.name == Path(model).name != moved and (base.is_absolute() or Path(model).is_absolute())
-    if base.resolve() != Path(model).resolve() and (base.exists() or not same_name):
+    base, here = Path(found.base or model), Path(model)
+    # A folder that has moved keeps its name. But each run's is called checkpoint, and hub ids are two models.
+    moved = base.name == here.name != "checkpoint" and not base.exists() and (base.is_absolute() or here.is_absolute())
+    if base.resolve() != here.resolve() and not moved:
         warnings.warn(f"--adapter {folder} was trained on {base}, and --model is {model}", stacklevel=1)
     return found.rank
 

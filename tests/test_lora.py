@@ -394,7 +394,13 @@ def test_a_run_goes_on_from_adapters_on_some_layers_and_is_resumed(checkpoint, t
 def test_an_adapter_of_another_base_is_said(checkpoint, tmp_path, recwarn):
     """Of one shape it would load, and change a model that it was not made for. A moved folder is no other base."""
     other = shutil.copytree(checkpoint, tmp_path / "other")
-    for base, warned in ((checkpoint, 0), (f"someone/{checkpoint.name}", 0), ("someone/else", 1), (other, 1)):
+    for base, warned in (
+        (checkpoint, 0),
+        (f"someone/{checkpoint.name}", 0),
+        ("someone/else", 1),
+        (other, 1),
+        ("/gone/checkpoint", 1),
+    ):
         lora.save(learned(Decoder.from_pretrained(checkpoint)), tmp_path / "adapter", str(base))
         lora.check(tmp_path / "adapter", str(checkpoint), 0)
         assert [str(warning.message) for warning in recwarn.list] == warned * [
