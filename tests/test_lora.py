@@ -281,7 +281,7 @@ def configure(folder, **changes) -> None:
 
 @pytest.mark.parametrize("fault", BROKEN)
 def test_an_adapter_that_does_not_fit_is_refused_by_name(checkpoint, tmp_path, easy, capsys, fault):
-    lora.save(learned(Decoder.from_pretrained(checkpoint)), tmp_path / "adapter", "base")
+    lora.save(learned(Decoder.from_pretrained(checkpoint)), tmp_path / "adapter", str(checkpoint))
     break_it, said = BROKEN[fault]
     break_it(tmp_path / "adapter")
     flags = ["--model", str(checkpoint), "--adapter", str(tmp_path / "adapter"), "--out", str(tmp_path / "out")]
