@@ -302,6 +302,7 @@ def test_a_file_of_ones_own_is_split_by_its_questions(tmp_path):
         ({"question": "How many?", "answer": 4, "context": {"text": "Tom has 4."}}, "a text before the question"),
         ({"question": "Two and two?", "solution": "It is 4."}, "'answer', got the fields question, solution"),
         ({"question": "Two and two?", "answer": True}, "'answer', got True"),
+        ({"question": "Two and two?", "answer": float("nan")}, "NaN is no number"),
         ({"question": "Two and two?", "answer": ""}, "the answer alone"),
         ({"question": "Two and two?", "answer": "The answer is 4"}, "the answer alone"),
         ({"question": "Two and two?", "answer": 4, "solution": 0}, "'solution', got 0"),
@@ -437,6 +438,10 @@ def test_one_answer_that_many_problems_have_is_named(tmp_path, recwarn):
         said = [str(warning.message) for warning in recwarn.list]
         assert len(said) == warned and all("5 of 201 problems have the answer 'unsolved'" in each for each in said)
         recwarn.clear()
+    golds = [*marks, *range(20, 270)]  # fewer than two in a hundred
+    path.write_text(lines(*({"question": f"{i}?", "answer": gold} for i, gold in enumerate(golds))))
+    data.load(str(path), "all")
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize(
@@ -552,7 +557,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(monkeypatch):
+def server(monkeypatch, no_network):
     """A server of a small SVAMP that the loader takes for the published one; .body and .headers may be changed."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.body, server.requests, server.barrier = json.dumps([SVAMP]).encode(), 0, None
@@ -575,6 +580,7 @@ def test_a_file_is_fetched_once_and_kept_in_the_cache(server, tmp_path):
     assert [path.read_bytes() for path in left_behind(tmp_path)] == [server.body]
     assert data.load("svamp", "train") == first
     assert server.requests == 1
+    assert socket.getdefaulttimeout() is None, "what comes after a download may wait longer"
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,23 @@ def test_an_evaluation_that_fails_leaves_no_empty_file(folder, tmp_path, monkeyp
     assert [path.name for path in tmp_path.iterdir()] == ["old.jsonl"]
 
 
+def test_one_sample_a_problem_is_sampled_and_not_greedy(folder, tmp_path, capsys):
+    """--samples 1 is asked for to be compared with the sampled accuracy of a run."""
+    flags = "--problems 1 --samples 1 --max-new-tokens 2 --device cpu".split()
+    assert evaluate.main(["--model", str(folder), *flags, "--out", str(tmp_path / "texts.jsonl")]) == 0
+    assert "1 sample a problem at temperature 1:" in capsys.readouterr().out
+
+
+def test_texts_are_not_written_over_the_data_set(folder, tmp_path, monkeypatch, capsys):
+    """By whatever path the two are named."""
+    monkeypatch.chdir(tmp_path)
+    content = "".join(json.dumps({"question": f"{i}?", "answer": i}) + "\n" for i in range(30))
+    Path("own.jsonl").write_text(content)
+    flags = ["--model", str(folder), "--max-new-tokens", "2", "--device", "cpu", "--split", "all", "--problems", "1"]
+    assert evaluate.main([*flags, "--dataset", "own.jsonl", "--out", str(tmp_path / "own.jsonl")]) == 2
+    assert "is the data set itself" in capsys.readouterr().err and Path("own.jsonl").read_text() == content
+
+
 def test_a_full_disk_does_not_cost_the_accuracy(folder, tmp_path, capsys, monkeypatch):
     """It is printed before the texts are written."""
     flags = ["--problems", "1", "--max-new-tokens", "2", "--device", "cpu", "--out", str(tmp_path / "texts.jsonl")]

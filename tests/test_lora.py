@@ -407,6 +407,10 @@ def test_an_adapter_of_another_base_is_said(checkpoint, tmp_path, recwarn):
             f"--adapter {tmp_path / 'adapter'} was trained on {base}, and --model is {checkpoint}"
         ]
         recwarn.clear()
+    namesake = shutil.copytree(checkpoint, tmp_path / "elsewhere" / checkpoint.name)  # is there: nothing was moved
+    lora.save(learned(Decoder.from_pretrained(checkpoint)), tmp_path / "adapter", str(namesake))
+    with pytest.warns(UserWarning, match=f"was trained on {namesake}, and --model is {checkpoint}"):
+        lora.check(tmp_path / "adapter", str(checkpoint), 0)
 
 
 def test_peft_loads_the_adapter_to_the_same_logits(tmp_path):

@@ -16,7 +16,7 @@ import model as model_module
 from cache import CompletionCache, KVCache, PromptCache
 from model import Decoder, RMSNorm, attend, rotary_tables, rotate
 from skip import Bypass
-from support.pretrained import config_json, parse_config
+from support.pretrained import config_json, parse_config, read_file
 
 L = 4  # layers of small_model
 MASKS = list(product((False, True), repeat=L))
@@ -555,6 +555,16 @@ def test_a_single_file_wins_over_an_index(folder, recwarn, whole):
     assert [str(warning.message) for warning in recwarn.list] == [
         f"{folder}: model.safetensors is read, and not what {INDEX} lists"
     ]
+
+
+def test_weights_stay_as_they_were_read_where_the_file_is_written_over(tmp_path):
+    """Another run may save into the folder that --model names."""
+    path = tmp_path / "model.safetensors"
+    save_file({"x": torch.ones(5000)}, path)
+    tensors = read_file(path, torch.float32, "cpu")
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert torch.equal(tensors["x"], torch.ones(5000))
 
 
 def test_an_adapter_beside_a_model_is_said_not_to_be_read(folder):

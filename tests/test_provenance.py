@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,18 @@ def test_a_prompt_and_the_end_tokens_are_known_by_what_they_are(tmp_path, name, 
     (folder / name).write_text(change)
     after = made(folder)
     assert provenance.differences(before, after) == ["tokens"]
+
+
+def test_seeds_that_begin_on_two_days_are_of_one_arm(tmp_path):
+    """Where the template tells the date, each has the prompts of its own day."""
+    folder = tiny.build(tmp_path / "model", vocab_size=300, **SMALLEST)
+    (folder / "chat_template.jinja").write_text("{{ strftime_now('%d %B %Y') }} {{ messages[0].content }}")
+    model, tokenizer = load_model(folder, "float32", "cpu")
+    found = []
+    for day in (1, 2):
+        tokenizer.now = datetime(2026, 1, day)
+        found.append(provenance.made_with(model, tokenizer, Settings().decided(), 1))
+    assert found[0] == found[1]
 
 
 def test_an_edited_config_of_a_run_is_refused_on_resume(checkpoint, tmp_path, capsys):

@@ -325,6 +325,33 @@ def test_a_run_whose_code_changed_on_the_way_is_said_to_be_one(tmp_path, capsys)
     assert report.main([str(tmp_path / "a")]) == 0 and f"note: {said}" in capsys.readouterr().out
 
 
+def test_code_that_was_edited_and_put_back_is_no_seed_of_code_that_stayed_edited(tmp_path):
+    """Nor does another machine, after an edit, make another arm."""
+    changed = {"code": MADE["code"] | {"reward.py": "x"}, "after": "reinforce step 2"}
+    made(make(tmp_path / "a"), {}, changed)
+    made(make(tmp_path / "b", seed=1), {}, changed, changed | {"torch": "3", "after": "reinforce step 3"})
+    made(make(tmp_path / "c", seed=2), {}, changed, {"after": "reinforce step 3"})
+    arms, _ = report.arms_of([tmp_path / name for name in "abc"])
+    assert [arm.folders for arm in arms] == [[tmp_path / "a", tmp_path / "b"], [tmp_path / "c"]]
+
+
+def test_two_arms_that_were_edited_alike_differ_in_the_rest_alone(tmp_path):
+    """What made the ends of the two is compared."""
+    changed = {"code": MADE["code"] | {"reward.py": "x"}, "after": "reinforce step 2"}
+    made(make(tmp_path / "a"), {}, changed)
+    made(make(tmp_path / "b", seed=1), {"model": "x"}, changed | {"model": "x"})
+    arms, _ = report.arms_of([tmp_path / "a", tmp_path / "b"])
+    assert arms[1].label == "2  with other model"
+
+
+def test_what_differs_by_the_settings_is_not_told_again(tmp_path):
+    """Arms of two models have other weights, as their label says; code that differs as well is told."""
+    made(make(tmp_path / "a", model="one"), {})
+    made(make(tmp_path / "b", model="other"), {"model": "x", "code": MADE["code"] | {"reward.py": "x"}})
+    arms, _ = report.arms_of([tmp_path / "a", tmp_path / "b"])
+    assert arms[1].label == "2  --model other with other reward.py"
+
+
 def test_runs_without_settings_are_arms_of_their_own(tmp_path, capsys):
     """Nothing says that they differ in the seed only."""
     for name in "ab":

@@ -239,6 +239,7 @@ TWO_UNITS = [  # other amounts, though the numbers are the same
     ("5 light years", "5 years"),
     ("5 apples per day", "5 apples"),
     ("5 ft lb", "5 ft"),
+    ("5 pounds of flour", "5 flour"),
 ]
 
 WRONG = [  # completion, reference, why
@@ -277,6 +278,8 @@ WRONG = [  # completion, reference, why
     ("\\boxed{\\sqrt{4}}", "2", "an expression"),
     ("#### 1 1/2 1/3", "1.5", "two values"),
     ("#### 1 1", "11", "two values"),
+    ("#### 1 2/2", "2", "no mixed number"),
+    ("#### [5]", "5", "a list of one"),
     ("\\boxed{\\frac125}", "12/5", "the LaTeX reads 1/2 5"),
     ("#### 1/2/3", "1/6", "an expression"),
     ("#### 1,23", "123", "malformed separators"),
@@ -687,6 +690,7 @@ COMPUTED = {  # a reference with all digits of a double: what equals it, what do
     "0.30000000000000004": (["0.3", "0.30", "3/10"], ["0.31", "0.2999", "1/3"]),
     "2.9999999999999996": (["3", "3.00"], ["2.99", "3.01"]),
     "0.0034482758620689655": (["0.0034", "1/290", "0.00345"], ["0.00", "0", "0.003", "0.0035"]),
+    "0.006896551724137931": (["0.0069", "2/290"], ["0.007"]),
     "1.6666666666666667e-05": (["0.000017", "1/60000"], ["0", "0.00002"]),
     "16.666666666666668 km": (["16.67", "16.67 kilometers", "50/3 km"], ["16.67 m", "16.7"]),
     "-0.8333333333333334": (["-5/6", "-0.83"], ["5/6", "0.83", "-0.84"]),
