@@ -357,7 +357,8 @@ def test_text_that_is_not_read_is_named_once(tmp_path):
         )
     )
     with pytest.warns(UserWarning, match="own.jsonl: fields .* not read: Story, bodyy, final_answer, problem, table$"):
-        data.load(str(path), "all")
+        problems = data.load(str(path), "all")
+    assert {(problem.question, problem.answer) for problem in problems} == {("How many?", "2")}
 
 
 @pytest.mark.parametrize("name", ["own.jsonl", "own.json", "own.txt"])

@@ -178,6 +178,17 @@ def test_a_kept_measurement_is_of_the_settings_that_it_was_made_with(checkpoint,
     assert made[0] == made[1] == made[2]
 
 
+@pytest.mark.parametrize("more", [{"adapter": "mine"}, {"warmup_epochs": 1}])
+def test_nothing_is_kept_beside_a_model_that_has_learned_since(checkpoint, tmp_path, monkeypatch, more):
+    """The next run of the model itself would have to measure again."""
+    monkeypatch.setattr(nested.NestedModels, "fit_and_order", lambda self, prompts: (None, None))
+    folder = shutil.copytree(checkpoint, tmp_path / "model", ignore=shutil.ignore_patterns("nested"))
+    model, tokenizer = load_model(folder, "float32", "cpu")
+    s = Settings(model=str(folder), skip_ratio=0.5, max_new_tokens=6, **more)
+    nested.NestedModels(model, tokenizer, [Problem("What is 1?", "7", "")], s).measure(1)
+    assert not (folder / "nested").exists()
+
+
 @pytest.mark.parametrize("layers", [None, LayerOrder([0.5, 0.25], [1, 0], [0.75, 0.125])])
 @pytest.mark.parametrize("bypass", [None, Bypass(torch.ones(4, 3, 8), torch.zeros(4, 8, 3), torch.ones(4, 2, 8))])
 def test_what_was_measured_is_read_as_it_was_written(tmp_path, model, layers, bypass):
