@@ -69,7 +69,9 @@ def folder_of(*names: str) -> Path:
 def checkpoint(tmp_path_factory) -> Path:
     """A folder with a small Llama of random weights and a tokenizer of 300 tokens."""
     sizes = {"num_hidden_layers": 4, "hidden_size": 32, "intermediate_size": 48, "head_dim": 8}
-    return tiny.build(tmp_path_factory.mktemp("tiny"), vocab_size=300, **sizes)
+    with pytest.MonkeyPatch.context() as patch:  # three hundred tokens are found in a few problems
+        patch.setitem(arith.SIZES, "train", 400)
+        return tiny.build(tmp_path_factory.mktemp("tiny"), vocab_size=300, **sizes)
 
 
 def pay(monkeypatch, reward) -> None:

@@ -18,7 +18,7 @@ STEP = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
 SPLITS = ("train", "test", "wordings")
 
 
-@pytest.fixture(scope="module", params=[("train", 4_000), ("test", 500), ("wordings", 3_000)], ids=lambda p: p[0])
+@pytest.fixture(scope="module", params=[("train", 2_000), ("test", 500), ("wordings", 1_500)], ids=lambda p: p[0])
 def problems(request):
     split, number = request.param
     return list(islice(stream(split), number))
@@ -208,9 +208,11 @@ def test_a_seed_gives_the_same_problems_on_every_machine():
     assert next(stream("train", seed=0)).question == first
 
 
-@pytest.mark.parametrize(("split", "size"), [("train", 4_000), ("test", 500), ("wordings", 500)])
-def test_load_gives_the_first_distinct_problems_of_the_stream(split, size):
+@pytest.mark.parametrize("split", SPLITS)
+def test_load_gives_the_first_distinct_problems_of_the_stream(split, monkeypatch):
     """A problem that came twice would count twice in an accuracy."""
+    assert arith.SIZES == {"train": 4_000, "test": 500, "wordings": 500}
+    monkeypatch.setitem(arith.SIZES, split, size := 200)
     loaded = load(split)
     assert len(loaded) == len({problem.question for problem in loaded}) == size
     assert loaded[:50] == list(dict.fromkeys(islice(stream(split), 100)))[:50]

@@ -474,7 +474,9 @@ def test_a_failed_download_exits_with_1(complaint, monkeypatch):
 
 def test_the_process_itself_prints_one_line_and_exits_with_2(tmp_path):
     """What the calls above cannot see: that main's status becomes the process's, and imports print nothing."""
-    command = [sys.executable, "train.py", "--model", tmp_path / "absent", "--out", tmp_path / "out"]
+    records = "".join(json.dumps({"question": f"{i}?", "answer": i}) + "\n" for i in range(600))
+    (tmp_path / "own.jsonl").write_text(records)  # read in no time
+    command = [sys.executable, "train.py", "--model", tmp_path / "absent", "--dataset", tmp_path / "own.jsonl"]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=Path(train.__file__).parent, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")

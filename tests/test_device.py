@@ -90,7 +90,7 @@ def test_a_run_is_as_on_the_cpu(checkpoint, tmp_path, monkeypatch, flags):
     Not --resume: for torch.distributed.checkpoint the pretended device has nothing to load into."""
     pay(monkeypatch, lambda text, p, g: len(text) % 2)
     load = data.load
-    monkeypatch.setattr(data, "load", lambda *given: load(*given)[:12])
+    monkeypatch.setattr(data, "load", lambda *given: load(*given)[:6])
     flags = [
         *flags.split(),
         *"--prompts 3 --samples 4 --max-new-tokens 8 --eval-problems 2 --steps 2 --skip-ratio 0.5".split(),
