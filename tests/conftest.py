@@ -34,17 +34,18 @@ SMALLEST = {  # sizes for docs.tiny.build, where a checkpoint is needed and what
 FOLDERS = (Path(__file__).resolve().parents[2] / "shared" / "data", cache_folder())  # of published files
 
 
-drawn = functools.cache(lambda split, size, load=arith.load: load(split))
+drawn = functools.cache(lambda split, size, load=arith.load: sorted(load(split), key=lambda p: len(p.question)))
 
 
 @pytest.fixture(autouse=True, scope="module")
 def few_problems(request):
-    """A run encodes all problems and draws a few: a tenth of arith's will do. test_arith.py has them all."""
+    """A run encodes all problems and draws a few: a tenth of arith's will do, drawn once, the shortest first.
+    test_arith.py has arith as it is."""
     with pytest.MonkeyPatch.context() as patch:
         if request.module.__name__ != "test_arith":
             for split, size in (("train", 400), ("test", 200), ("wordings", 100)):
                 patch.setitem(arith.SIZES, split, size)
-        patch.setattr(arith, "load", lambda split: list(drawn(split, arith.SIZES.get(split))))
+            patch.setattr(arith, "load", lambda split: list(drawn(split, arith.SIZES.get(split))))
         yield
 
 

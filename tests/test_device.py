@@ -43,7 +43,7 @@ def test_it_is_strict(accelerator):
     assert accelerator.waits == 2
 
 
-@pytest.mark.parametrize("full_prefill", [False, True])
+@pytest.mark.parametrize("full_prefill", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_sampling_is_as_on_the_cpu_and_a_decode_step_does_not_wait(accelerator, full_prefill):
     """But once in eight tokens for which rows have ended: a copy."""
     model, expected, waits = small_model(torch.float32), {}, {}
@@ -60,7 +60,7 @@ def test_sampling_is_as_on_the_cpu_and_a_decode_step_does_not_wait(accelerator, 
     assert waits[9] > 0 and waits[25] - waits[9] == 2
 
 
-@pytest.mark.parametrize("rank", [0, 2], ids=["all weights", "adapters"])
+@pytest.mark.parametrize("rank", [0, pytest.param(2, marks=pytest.mark.slow)], ids=["all weights", "adapters"])
 def test_steps_are_as_on_the_cpu(accelerator, rank):
     """Rows that have ended leave; a gradient and a step of AdamW; what it samples then."""
 
@@ -93,7 +93,7 @@ def test_a_run_is_as_on_the_cpu(checkpoint, tmp_path, monkeypatch, flags):
     monkeypatch.setattr(data, "load", lambda *given: load(*given)[:6])
     flags = [
         *flags.split(),
-        *"--prompts 3 --samples 4 --max-new-tokens 8 --eval-problems 2 --steps 2 --skip-ratio 0.5".split(),
+        *"--prompts 3 --samples 4 --max-new-tokens 6 --eval-problems 1 --steps 2 --skip-ratio 0.5".split(),
     ]
     flags += f"--model {checkpoint} --warmup-epochs 1 --warmup-lr 1e-4 --micro-batch-tokens 300".split()
     assert train.main([*flags, "--device", "cpu", "--out", str(tmp_path / "cpu")]) == 0

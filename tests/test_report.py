@@ -494,7 +494,7 @@ def test_a_pipe_that_has_seen_enough_is_a_quiet_end(tmp_path):
         assert process.stderr.read() == b"" and process.wait() == 1
 
 
-@pytest.mark.parametrize("program", ["report.py", "look.py"])
+@pytest.mark.parametrize("program", ["report.py", pytest.param("look.py", marks=pytest.mark.slow)])
 def test_a_pipe_that_knows_few_letters_gets_question_marks(program):
     """As on Windows, where ρ has no place in a pipe's code page."""
     root, poor = Path(report.__file__).parent, os.environ | {"PYTHONIOENCODING": "ascii"}

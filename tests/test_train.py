@@ -472,9 +472,14 @@ def test_tokens_per_second_are_those_of_sampling_and_both_kinds_of_samples_are_k
     assert [(r["step"], r["mode"]) for r in kept] == expected
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("moment", ["the optimiser's step", "the line of metrics.jsonl"])
-@pytest.mark.parametrize("phase", ["warmup", "reinforce"])
+STEP, LINE = "the optimiser's step", "the line of metrics.jsonl"
+
+
+@pytest.mark.parametrize(
+    "number, moment, phase",
+    [(signal.SIGINT, STEP, "warmup"), (signal.SIGINT, LINE, "warmup"), (signal.SIGINT, LINE, "reinforce")]
+    + [(number, STEP, "reinforce") for number in SIGNALS],
+)
 def test_a_signal_waits_for_the_end_of_a_step(loop, paid, number, moment, phase):
     """Weights that moved and a step that was not counted, or not written down, are no state to save; the key is
     heard right after."""
