@@ -394,6 +394,17 @@ def test_each_process_samples_as_one_would(monkeypatch, full_prefill):
     assert all(torch.equal(getattr(again, name), x) for name, x in vars(alone).items() if name != "prompts")
 
 
+def test_each_process_draws_from_the_streams_of_its_own_prompts(monkeypatch):
+    """The second of two samples what one process would have sampled for these prompts, and not for the first."""
+    model, prompts = small_model(), [[1, 2], [3], [4, 5]]
+    alone = generate(model, prompts, 2, 6, [0], seed=3)
+    monkeypatch.setattr(rollout_module, "single_process", lambda: False)
+    monkeypatch.setattr(rollout_module, "share", lambda n: slice(1, n))
+    second = generate(model, prompts, 2, 6, [0], seed=3)
+    width = second.tokens.shape[1]
+    assert second.prompts == alone.prompts[2:] and torch.equal(second.tokens, alone.tokens[2:, :width])
+
+
 def test_work_is_dealt_dearest_first_to_who_has_the_least(monkeypatch):
     """Costs 7, 5, 4, 3, 1 for two: 7 + 3 and 5 + 4 + 1."""
     items, costs, parts = list("abcde"), [3, 7, 1, 5, 4], []
