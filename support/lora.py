@@ -27,7 +27,10 @@ SCALE = 2.0  # α/R of new adapters: α = 2R, as is common
 PREFIX = "base_model.model."  # of PEFT's names
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 STARTS = (True, False, "gaussian", "orthogonal", "eva")  # of A and B; others of PEFT's (PiSSA, OLoRA) change W as well
-READ = ("peft_type", "r", "lora_alpha", "use_rslora", "init_lora_weights", "target_modules", "base_model_name_or_path")
+READ = {
+    *("peft_type", "r", "lora_alpha", "use_rslora", "init_lora_weights", "bias", "target_modules"),
+    "base_model_name_or_path",
+}
 HARMLESS = {  # keys of adapter_config.json that change no logit; the tensors say which layers have adapters
     *("task_type", "revision", "inference_mode", "peft_version", "auto_mapping", "lora_dropout", "eva_config"),
     *("layers_to_transform", "layers_pattern", "exclude_modules", "megatron_core", "qalora_group_size"),
@@ -147,7 +150,7 @@ def read(folder: Path, dtype: torch.dtype = torch.float32, device: torch.device 
         for key, known in {"peft_type": ("LORA",), "bias": ("none",), "init_lora_weights": STARTS}.items():
             if config.get(key, known[0]) not in known:
                 raise ValueError(f"{key} is {config[key]!r}; implemented are {', '.join(map(repr, known))}")
-        for key in config.keys() - HARMLESS - {*READ, "bias"}:
+        for key in config.keys() - HARMLESS - READ:
             if config[key]:
                 raise ValueError(f"{key} is {config[key]!r}; only plain LoRA is implemented, without it")
     except (ValueError, KeyError, TypeError) as error:

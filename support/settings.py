@@ -277,11 +277,11 @@ def parse_strictly(
 ) -> argparse.Namespace:
     """parser.parse_args, which also says which flag was meant, or what replaces one that is gone. From here on a letter
     that a terminal or a pipe does not know is printed as a question mark, and a line leaves when it is printed."""
-    nowhere = open(os.devnull, "w")  # noqa: SIM115 (for as long as the process lives)
-    sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere  # they may be closed
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace", line_buffering=True)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (for as long as the process lives)
+        if hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="replace", line_buffering=True)
     parser.error = lambda said: let_rank_0_speak() or parser.exit(2, f"error: {said}\n")
     known, unknown = parser.parse_known_args(arguments)
     if unknown:

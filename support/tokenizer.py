@@ -110,9 +110,9 @@ class Tokenizer:
             if found is None or number not in (None, found):
                 said = "does not know" if found is None else f"has as {found} and not as {number}"
                 warnings.warn(f"{self.folder}: tokenizer.json {said} {token!r} of tokenizer_config.json", stacklevel=1)
-        ends = [i for i in self.eos_ids if i >= self.vocab_size]
-        if ends:
-            warnings.warn(f"{self.folder}: no token has the number of the end token {ends[0]}", stacklevel=1)
+        size = self.vocab_size  # which goes over the whole vocabulary
+        if beyond := [i for i in self.eos_ids if i >= size]:
+            warnings.warn(f"{self.folder}: no token has the number of the end token {beyond[0]}", stacklevel=1)
 
     def _chat_template(self, settings: dict):
         source, place = settings.get("chat_template"), self.folder / "tokenizer_config.json"
