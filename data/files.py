@@ -120,7 +120,7 @@ def read_problems(
 
 def doubt(answer: str) -> str:
     """What makes a reference answer hard to reach, as the rest of "answers that"; empty if nothing does."""
-    text = plain(answer)
+    text, (value, _) = plain(answer), canonical(answer)
     bare = re.match(r"\S*[0-9](?= \(?[A-Za-z]{2}| ?[A-Za-z] [0-9])", text)
     if len(re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", text)) >= SENTENCE:
         return "read as sentences, which a completion has to repeat word for word"
@@ -128,9 +128,9 @@ def doubt(answer: str) -> str:
         return "look like marks"
     if bare and not is_correct(f"#### {bare[0]}", answer):
         return "say more than a number and its unit"
-    if re.search("[0-9]", text) and isinstance(canonical(answer)[0], str) and not re.search(r"[A-Za-z\\^_:!+*]", text):
+    if re.search("[0-9]", text) and isinstance(value, str) and not re.search(r"[A-Za-z\\^_:!+*]", text):
         return "hold a number and are compared as text"
-    if LONG_DECIMAL.search(text) and isinstance(canonical(answer)[0], Fraction):
+    if LONG_DECIMAL.search(text) and isinstance(value, Fraction):
         return "have so many decimals that the fraction, or a rounding to two or more, counts as well"
     return ""
 
